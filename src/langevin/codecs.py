@@ -1,0 +1,35 @@
+"""Codecs: from pictures to what the network denoises, and back."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from langevin.randomness import Noise
+
+
+class VaeCodec:
+    """Pictures to scaled latents and back, through an autoencoder.
+
+    The numbers come from the autoencoder's config: ``encode`` gives (z - shift) · scale, ``decode`` takes
+    z / scale + shift (Rombach et al. 2022, 2112.10752, section G; shift is 0 where the config has none).
+    """
+
+    def __init__(self, vae: nn.Module) -> None:
+        self.vae = vae
+        self.scale = vae.config.scaling_factor
+        self.shift = vae.config.get("shift_factor") or 0.0
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels per latent in each direction."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def encode(self, pixels: Tensor, noise: Noise | None = None) -> Tensor:
+        """``(batch, 3, height, width)`` in [-1, 1] to latents; drawn from the posterior with ``noise``, else its mode."""
+        posterior = self.vae.encode(pixels).latent_dist
+        z = posterior.mode() if noise is None else posterior.mean + posterior.std * noise(posterior.mean)
+        return (z - self.shift) * self.scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to ``(batch, 3, height, width)``, about [-1, 1] (not clamped)."""
+        return self.vae.decode(latents / self.scale + self.shift, return_dict=False)[0]

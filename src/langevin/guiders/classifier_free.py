@@ -1,0 +1,38 @@
+"""Classifier-free guidance: Ho & Salimans 2022 (2207.12598), equation 6."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from langevin.guiders.base import Guider, Step
+
+
+@dataclass
+class ClassifierFreeGuidance(Guider):
+    """Push the prediction away from the negative branch: ``negative + scale · (positive - negative)``.
+
+    Args:
+        scale: 1 means no guidance, and then the negative branch is not computed.
+        start, stop: the share of the run in which guidance acts (Kynkäänniemi et al. 2024, 2404.07724);
+            outside, the negative branch is not computed either.
+    """
+
+    scale: float = 7.5
+    start: float = 0.0
+    stop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.stop <= 1:
+            raise ValueError(f"guidance from {self.start} to {self.stop}; 0 <= start <= stop <= 1 is needed")
+
+    def needs(self, step: Step) -> Collection[str]:
+        # a scale of 1 or less is off, as it is for every user of guidance_scale
+        return ("negative",) if self.scale > 1 and self.start <= step.progress < self.stop else ()
+
+    def combine(self, prediction: Tensor, predictions: Mapping[str, Tensor], x: Tensor, step: Step) -> Tensor:
+        if not self.needs(step):
+            return prediction
+        return predictions["negative"].lerp(prediction, self.scale)

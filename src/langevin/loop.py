@@ -1,0 +1,70 @@
+"""The one denoising loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from langevin.guiders.base import Conditions, Denoiser, Guider, Step
+
+if TYPE_CHECKING:
+    from langevin.schedulers.base import Run
+
+
+def denoise(
+    x: Tensor,
+    run: Run,
+    denoiser: Denoiser,
+    branches: dict[str, Conditions],
+    guiders: Sequence[Guider] = (),
+    *,
+    noise: Callable[[Tensor], Tensor],
+    start: int = 0,
+    stop: int | None = None,
+    on_step: Callable[[Step, Tensor], Tensor | None] | None = None,
+) -> Tensor:
+    """Move x along a run, from the level of network call ``start`` to the end of call ``stop - 1``.
+
+    Args:
+        x: ``(batch, channels, height, width)`` at the noise level of call ``start``.
+        run: from ``scheduler.plan(…)``; used up by this call.
+        denoiser: see :mod:`langevin.denoiser`.
+        branches: conditions by name; "positive" is always predicted, the others when a guider needs them.
+        guiders: applied in order at each moment. They must be this call's own (``[g.begin() for g in guiders]``).
+        noise: draws fresh noise shaped like its argument.
+        on_step: called after each step with x; returns the x to go on with, or None to stop here.
+
+    Returns:
+        x at the level where the run was left.
+    """
+    total = len(run)
+    for i in range(start, total if stop is None else stop):
+
+        def predict(x: Tensor, names, attention=None, i: int = i) -> dict[str, Tensor]:
+            chosen = {name: branches[name] for name in names}
+            return denoiser(run.scale_model_input(x, i), run.timesteps[i], chosen, attention)
+
+        step = Step(i, total, run.timesteps[i], run, branches, predict, noise)
+        for guider in guiders:
+            x = guider.before(x, step)
+
+        names, attention = ["positive"], None
+        for guider in guiders:
+            names += [name for name in guider.needs(step) if name not in names]
+            attention = guider.attention(step) or attention
+        predictions = predict(x, names[::-1], attention)
+        prediction = predictions["positive"]
+        for guider in guiders:
+            prediction = guider.combine(prediction, predictions, x, step)
+
+        x = run.step(prediction, i, x, noise).prev_sample
+        for guider in guiders:
+            x = guider.after(x, step)
+        if on_step is not None:
+            moved = on_step(step, x)
+            if moved is None:
+                return x
+            x = moved
+    return x

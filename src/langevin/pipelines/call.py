@@ -1,0 +1,181 @@
+"""One call of a pipeline: its run, conditions and guiders, and what callbacks may see and change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from langevin.guiders.base import Conditions, Denoiser, Guider, Step
+from langevin.guiders.classifier_free import ClassifierFreeGuidance
+from langevin.guiders.rescale import GuidanceRescale
+from langevin.loop import denoise
+
+
+class Callbacks:
+    """The callbacks of a call, in the current form and in the one before it.
+
+    Args:
+        on_step_end: ``(call, i, t, tensors) -> tensors | None`` after every network call. An object with an attribute
+            ``tensor_inputs`` names its own.
+        tensor_inputs: names of the tensors it gets.
+        allowed: names that the pipeline has.
+        callback, callback_steps: ``callback(i, t, latents)`` after every ``callback_steps``-th step.
+
+    Raises:
+        ValueError: for names that the pipeline does not have, or ``callback_steps`` below 1.
+    """
+
+    def __init__(
+        self,
+        on_step_end: Callable | None,
+        tensor_inputs: Sequence[str],
+        allowed: Sequence[str],
+        callback: Callable | None = None,
+        callback_steps: int | None = None,
+    ) -> None:
+        self.on_step_end = on_step_end
+        self.tensor_inputs = list(getattr(on_step_end, "tensor_inputs", tensor_inputs))
+        unknown = [name for name in self.tensor_inputs if name not in allowed]
+        if unknown:
+            raise ValueError(f"callback tensor inputs {unknown} are unknown here; allowed: {', '.join(allowed)}")
+        if callback_steps is not None and (not isinstance(callback_steps, int) or callback_steps < 1):
+            raise ValueError(f"callback_steps is {callback_steps!r}; it must be a whole number of at least 1")
+        self.callback = callback
+        self.every = callback_steps or 1
+
+
+class Call:
+    """What a callback gets as its first argument: the pipeline, with this call's own settings in front of it.
+
+    ``call.guidance_scale`` may be set to change guidance from the next step on, ``call._interrupt = True`` ends the
+    run after this step. Both touch this call only, so that a pipeline can serve several threads. Any other attribute
+    is the pipeline's.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        run: Any,
+        branches: dict[str, Conditions],
+        guiders: Sequence[Guider],
+        noise: Callable[[Tensor], Tensor],
+        callbacks: Callbacks,
+        steps: int,
+        **visible: Any,
+    ) -> None:
+        self.pipeline = pipeline
+        self.run = run
+        self.branches = branches
+        self.guiders = [guider.begin() for guider in guiders]
+        self.noise = noise
+        self.callbacks = callbacks
+        self.steps = steps
+        self.interrupt = False
+        self.__dict__.update(visible)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_interrupt", "_guidance_scale"):
+            return getattr(self, name[1:])
+        return getattr(self.__dict__["pipeline"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        name = name[1:] if name in ("_interrupt", "_guidance_scale") else name
+        if name == "guidance_scale":
+            for guider in self._guidance():
+                guider.scale = value
+        else:
+            self.__dict__[name] = value
+
+    def _guidance(self) -> list[ClassifierFreeGuidance]:
+        return [g for g in self.guiders if isinstance(g, ClassifierFreeGuidance)]
+
+    @property
+    def guidance_scale(self) -> float:
+        return next((g.scale for g in self._guidance()), 1.0)
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return "negative" in self.branches and self.guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        return len(self.run)
+
+    def denoise(self, x: Tensor, denoiser: Denoiser, start: int = 0) -> Tensor:
+        """Run the loop with progress bar and callbacks; x is at the level of network call ``start``."""
+        order = self.pipeline.scheduler.order
+        total = len(self.run)
+        # solvers that start with extra network calls report no progress for those
+        warm_up = max(total - start - self.steps * order, 0)
+        with self.pipeline.progress_bar(total=min(self.steps, total)) as bar:
+
+            def on_step(step: Step, x: Tensor) -> Tensor | None:
+                x = self._on_step_end(step, x)
+                done = step.index - start + 1
+                if step.index == total - 1 or (done > warm_up and done % order == 0):
+                    bar.update()
+                    i = (step.index - start) // order
+                    if self.callbacks.callback is not None and (step.index - start) % self.callbacks.every == 0:
+                        self.callbacks.callback(i, step.timestep, x)
+                return None if self.interrupt and step.index < total - 1 else x
+
+            return denoise(
+                x, self.run, denoiser, self.branches, self.guiders, noise=self.noise, start=start, on_step=on_step
+            )
+
+    def _on_step_end(self, step: Step, x: Tensor) -> Tensor:
+        if self.callbacks.on_step_end is None:
+            return x
+        self.__dict__["latents"] = x
+        tensors = {name: self._expose(name) for name in self.callbacks.tensor_inputs}
+        t = torch.as_tensor(step.timestep)
+        changed = self.callbacks.on_step_end(self, step.index, t, tensors) or {}
+        for name, value in changed.items():
+            self._accept(name, value)
+        return self.__dict__["latents"]
+
+    def _expose(self, name: str) -> Any:
+        """A tensor under the name by which callbacks know it."""
+        if name == "prompt_embeds":
+            positive = self.branches["positive"]["encoder_hidden_states"]
+            if not self.do_classifier_free_guidance:
+                return positive
+            return torch.cat([self.branches["negative"]["encoder_hidden_states"], positive])
+        if name == "negative_prompt_embeds":
+            return self.branches["negative"]["encoder_hidden_states"] if "negative" in self.branches else None
+        return self.__dict__[name]
+
+    def _accept(self, name: str, value: Any) -> None:
+        """Take back what a callback returned."""
+        if name == "prompt_embeds":
+            size = self.branches["positive"]["encoder_hidden_states"].shape[0]
+            if value.shape[0] == 2 * size:
+                self._replace("negative", value[:size])
+                value = value[size:]
+            self._replace("positive", value)
+        elif name == "negative_prompt_embeds":
+            if value is not None:
+                self._replace("negative", value)
+        else:
+            self.__dict__[name] = value
+
+    def _replace(self, branch: str, embeds: Tensor) -> None:
+        old = self.branches[branch]
+        if old["encoder_hidden_states"] is not embeds:
+            self.branches[branch] = {**old, "encoder_hidden_states": embeds}
+
+
+def compose_guiders(guidance_scale: float, guidance_rescale: float, guiders: Sequence[Guider]) -> list[Guider]:
+    """Classifier-free guidance first, then the caller's guiders, then rescale.
+
+    A :class:`ClassifierFreeGuidance` or :class:`GuidanceRescale` among ``guiders`` takes the place of the built-in one.
+    """
+    own = list(guiders)
+    if not any(isinstance(g, ClassifierFreeGuidance) for g in own):
+        own.insert(0, ClassifierFreeGuidance(guidance_scale))
+    if guidance_rescale > 0 and not any(isinstance(g, GuidanceRescale) for g in own):
+        own.append(GuidanceRescale(guidance_rescale))
+    return own

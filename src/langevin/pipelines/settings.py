@@ -1,0 +1,74 @@
+"""The settings that made a picture, gathered from a pipeline's call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langevin import __version__
+
+PLAIN = (str, int, float, bool, type(None))
+
+
+def call_settings(pipeline: Any, arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Plain values that tell how to make a call again.
+
+    Args:
+        arguments: the call's arguments; numbers, texts and lists of them are kept, tensors and callbacks are named
+            under ``"not_recorded"``.
+        more: further entries, such as height and width once they are known.
+    """
+    kept, left_out = {}, []
+    for name, value in arguments.items():
+        if isinstance(value, PLAIN) or _is_plain_list(value):
+            if value is not None:
+                kept[name] = value
+        elif name == "guiders":
+            kept[name] = [describe_guider(guider) for guider in value]
+        elif value is not None:
+            left_out.append(name)
+    scheduler = pipeline.scheduler
+    settings = {
+        "langevin": __version__,
+        "pipeline": type(pipeline).__name__,
+        "model": getattr(pipeline, "name_or_path", None),
+        **kept,
+        "scheduler": type(scheduler).__name__,
+        "scheduler_config": {k: v for k, v in scheduler.config.items() if not k.startswith("_")},
+        "dtype": str(pipeline.dtype).removeprefix("torch."),
+        "device": pipeline.device.type,
+        **more,
+    }
+    if left_out:
+        settings["not_recorded"] = left_out
+    return settings
+
+
+def describe_guider(guider: Any) -> dict[str, Any]:
+    """A guider's class and plain settings."""
+    fields = dataclasses.fields(guider) if dataclasses.is_dataclass(guider) else ()
+    values = {f.name: getattr(guider, f.name) for f in fields}
+    return {"class": type(guider).__name__, **{k: v for k, v in values.items() if isinstance(v, PLAIN)}}
+
+
+def per_picture(
+    settings: Mapping[str, Any],
+    seeds: Sequence[int | None],
+    prompts: Sequence[str | None] = (),
+    negative_prompts: Sequence[str | None] = (),
+) -> list[dict[str, Any]]:
+    """One settings dict per picture: each with its own seed and its own prompt."""
+    each = []
+    for k, seed in enumerate(seeds):
+        mine = {**settings, "seed": seed}
+        for name, texts in (("prompt", prompts), ("negative_prompt", negative_prompts)):
+            mine.pop(name, None)
+            if texts and texts[k] is not None:
+                mine[name] = texts[k]
+        each.append({k: v for k, v in mine.items() if v is not None})
+    return each
+
+
+def _is_plain_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, PLAIN) for v in value)

@@ -1,0 +1,95 @@
+"""Random numbers: one generator per picture, so that picture k of a batch can be made again alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+MAX_SEED = 2**64 - 1
+
+
+def seeds_for(seed: int | Sequence[int], batch: int) -> list[int]:
+    """One seed per picture: ``seed, seed + 1, …`` from an int, or the given list.
+
+    Raises:
+        ValueError: if a list's length is not ``batch`` or a seed is outside 0 … 2⁶⁴-1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, Sequence)):
+        raise ValueError(f"seed is {seed!r}; give an int or a list of {batch} ints")
+    seeds = [(seed + k) & MAX_SEED for k in range(batch)] if isinstance(seed, int) and seed >= 0 else seed
+    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    if any(not isinstance(s, int) or not 0 <= s <= MAX_SEED for s in seeds):
+        raise ValueError(f"seed is {seed!r}; seeds are whole numbers from 0 to 2**64 - 1")
+    if len(seeds) != batch:
+        raise ValueError(f"seed has {len(seeds)} entries for {batch} pictures; give one per picture, or a single int")
+    return seeds
+
+
+class Noise:
+    """Standard normal noise for a batch of pictures.
+
+    Args:
+        generator: None (torch's global state), one generator that draws the whole batch at once, or a list with
+            one generator per picture. Noise is drawn on the generator's own device and then moved.
+    """
+
+    def __init__(self, generator: Generator | Sequence[Generator] | None = None) -> None:
+        if isinstance(generator, Sequence) and len(generator) == 1:
+            generator = generator[0]
+        self.generator = generator
+
+    @classmethod
+    def from_seeds(cls, seeds: Sequence[int]) -> Noise:
+        """One CPU generator per seed."""
+        return cls([Generator("cpu").manual_seed(s) for s in seeds])
+
+    def draw(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """Noise of ``shape`` (its first dimension counts the pictures).
+
+        Raises:
+            ValueError: if there is a list of generators and its length is not ``shape[0]``.
+        """
+        generator = self.generator
+        if generator is None:
+            return torch.randn(shape, dtype=dtype, device=device)
+        if isinstance(generator, Generator):
+            return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(device)
+        if len(generator) != shape[0]:
+            raise ValueError(f"{len(generator)} generators for a batch of {shape[0]}; give one generator, or one each")
+        one = (1, *shape[1:])
+        return torch.cat([torch.randn(one, generator=g, dtype=dtype, device=g.device) for g in generator]).to(device)
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """Fresh noise with the shape, dtype and device of ``like``."""
+        return self.draw(like.shape, like.dtype, like.device)
+
+
+def noise_for(
+    batch: int, generator: Generator | Sequence[Generator] | None = None, seed: int | Sequence[int] | None = None
+) -> tuple[Noise, list[int | None]]:
+    """The noise of one call, and the seed of each picture (None where it cannot be known).
+
+    ``seed`` gives every picture a generator of its own. A ``generator`` is used as it is; the seeds reported for it
+    are those it was last seeded with, when they identify a picture (one generator per picture, not yet used).
+
+    Raises:
+        ValueError: if both are given, or counts do not fit.
+    """
+    if seed is not None and generator is not None:
+        raise ValueError("both seed and generator were given; give one of them")
+    if seed is not None:
+        seeds = seeds_for(seed, batch)
+        return Noise.from_seeds(seeds), list(seeds)
+    each = list(generator) if isinstance(generator, Sequence) else [generator] if batch == 1 else []
+    known = [g.initial_seed() if _is_fresh(g) else None for g in each] if len(each) == batch else [None] * batch
+    return Noise(generator), known
+
+
+def _is_fresh(generator: Generator | None) -> bool:
+    """True if a CPU generator has drawn nothing since it was seeded."""
+    if generator is None or generator.device.type != "cpu":
+        return False
+    seeded = Generator("cpu").manual_seed(generator.initial_seed())
+    return torch.equal(seeded.get_state(), generator.get_state())
