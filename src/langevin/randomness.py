@@ -16,12 +16,12 @@ def seeds_for(seed: int | Sequence[int], batch: int) -> list[int]:
     Raises:
         ValueError: if a list's length is not ``batch`` or a seed is outside 0 … 2⁶⁴-1.
     """
-    if isinstance(seed, bool) or not isinstance(seed, (int, Sequence)):
-        raise ValueError(f"seed is {seed!r}; give an int or a list of {batch} ints")
-    seeds = [(seed + k) & MAX_SEED for k in range(batch)] if isinstance(seed, int) and seed >= 0 else seed
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-    if any(not isinstance(s, int) or not 0 <= s <= MAX_SEED for s in seeds):
-        raise ValueError(f"seed is {seed!r}; seeds are whole numbers from 0 to 2**64 - 1")
+    counts = isinstance(seed, int)
+    seeds = [seed] if counts else list(seed) if isinstance(seed, Sequence) else []
+    if not seeds or any(type(s) is not int or not 0 <= s <= MAX_SEED for s in seeds):
+        raise ValueError(f"seed is {seed!r}; give a whole number from 0 to 2**64 - 1, or a list with one per picture")
+    if counts:
+        return [(seed + k) & MAX_SEED for k in range(batch)]
     if len(seeds) != batch:
         raise ValueError(f"seed has {len(seeds)} entries for {batch} pictures; give one per picture, or a single int")
     return seeds

@@ -15,11 +15,11 @@ from langevin.codecs import VaeCodec
 from langevin.denoiser import NetworkDenoiser
 from langevin.guiders.base import Conditions, Guider
 from langevin.media.images import VaeImageProcessor
-from langevin.models.layers.embeddings import guidance_scale_embedding
+from langevin.models.layers.embeddings import sinusoid
 from langevin.outputs import BaseOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call, Callbacks, compose_guiders
-from langevin.pipelines.settings import call_settings, per_picture
+from langevin.pipelines.results import call_settings, check_output_type, deliver, per_picture
 from langevin.prompts.clip import encode_prompts
 from langevin.randomness import noise_for
 
@@ -143,6 +143,9 @@ class StableDiffusionPipeline(DiffusionPipeline):
         arguments = {k: v for k, v in locals().items() if k not in ("self", "generator", "output_type", "return_dict")}
         height, width = self._size(height, width)
         self._check_prompt(prompt, prompt_embeds, negative_prompt, negative_prompt_embeds)
+        check_output_type(output_type, "latent")
+        if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt!r}; it must be at least 1")
         if safety_action not in ("blackout", "flag"):
             raise ValueError(f"safety_action is {safety_action!r}; allowed: 'blackout', 'flag'")
         callbacks = Callbacks(
@@ -169,7 +172,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
         batch = embeds.shape[0]
         if distilled is not None:
             all_guiders = [g for g in all_guiders if g in guiders]
-            code = guidance_scale_embedding(guidance_scale - 1, distilled).to(device, embeds.dtype)
+            # the embedding of w = scale - 1, times 1000: Meng et al. 2023 (2210.03142), section 3.1
+            code = sinusoid(torch.tensor([(guidance_scale - 1) * 1000]), distilled).to(device, embeds.dtype)
             branches = {k: {**v, "timestep_cond": code.expand(batch, -1)} for k, v in branches.items()}
 
         noise, seeds = noise_for(batch, generator, seed)
@@ -180,7 +184,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
             sigmas=sigmas,
             **options,
         )
-        steps = num_inference_steps if timesteps is None and sigmas is None else len(timesteps or sigmas)
+    steps = num_inference_steps if timesteps is None and sigmas is None else len(run)
         factor = self.vae_scale_factor
         shape = (batch, self.unet.config.in_channels, height // factor, width // factor)
         if latents is None:
@@ -199,13 +203,12 @@ class StableDiffusionPipeline(DiffusionPipeline):
         if output_type == "latent":
             images = x
         else:
-            images = VaeCodec(self.vae).decode(x)
-            flagged = self._flag(images, embeds.dtype)
-            black = flagged if flagged is not None and safety_action == "blackout" else [False] * batch
-            images = images.clone() if any(black) else images
-            images[torch.tensor(black)] = -1
+            pixels = VaeCodec(self.vae).decode(x)
+            flagged = self._flag(pixels, embeds.dtype)
+            if flagged is not None and safety_action == "blackout":
+                pixels[torch.tensor(flagged)] = -1
             each = self._settings(arguments, seeds, prompt, negative_prompt, height, width)
-            images = self.image_processor.postprocess(images.detach(), output_type=output_type, settings=each)
+            images = deliver(pixels, output_type, each)
         self.maybe_free_model_hooks()
         return StableDiffusionPipelineOutput(images, flagged) if return_dict else (images, flagged)
 

@@ -10,11 +10,10 @@ from torch import Generator, Tensor
 
 from langevin.denoiser import NetworkDenoiser
 from langevin.guiders.base import Guider
-from langevin.media.images import VaeImageProcessor
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call, Callbacks
 from langevin.pipelines.output import ImagePipelineOutput
-from langevin.pipelines.settings import call_settings, per_picture
+from langevin.pipelines.results import call_settings, check_output_type, deliver, per_picture
 from langevin.randomness import noise_for
 
 
@@ -27,7 +26,6 @@ class UnconditionalPipeline(DiffusionPipeline):
     def __init__(self, unet: Any, scheduler: Any) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
     def _sample(self, arguments: dict[str, Any], **run_options: Any) -> ImagePipelineOutput | tuple:
         """The call of every unconditional pipeline; ``arguments`` are those of its ``__call__``."""
@@ -35,6 +33,7 @@ class UnconditionalPipeline(DiffusionPipeline):
         batch, steps = get("batch_size"), get("num_inference_steps")
         if not isinstance(batch, int) or batch < 1:
             raise ValueError(f"batch_size is {batch!r}; it must be a whole number of at least 1")
+        check_output_type(get("output_type"))
         callbacks = Callbacks(
             get("callback_on_step_end"), get("callback_on_step_end_tensor_inputs"), self._callback_tensor_inputs
         )
@@ -50,9 +49,7 @@ class UnconditionalPipeline(DiffusionPipeline):
 
         recorded = {k: v for k, v in arguments.items() if k not in ("generator", "output_type", "return_dict")}
         settings = call_settings(self, recorded, height=size[0], width=size[1], batch_size=None)
-        images = self.image_processor.postprocess(
-            x, output_type=get("output_type"), settings=per_picture(settings, seeds)
-        )
+        images = deliver(x, get("output_type"), per_picture(settings, seeds))
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images) if get("return_dict") else (images,)
 

@@ -1,4 +1,4 @@
-"""The settings that made a picture, gathered from a pipeline's call."""
+"""What a pipeline hands back: pictures in the form asked for, each with the settings that made it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,38 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from langevin import __version__
+from langevin.media.convert import denormalize, pt_to_numpy, to_pictures
 
 PLAIN = (str, int, float, bool, type(None))
+
+
+def deliver(pixels: Tensor, output_type: str, settings: Sequence[dict[str, Any]]) -> Any:
+    """Pictures in the form asked for.
+
+    Args:
+        pixels: ``(batch, channels, height, width)`` in [-1, 1]; values outside are clamped.
+        output_type: "pil" (:class:`langevin.Picture` with its settings), "np" ``(batch, height, width, channels)`` or
+            "pt" ``(batch, channels, height, width)``, both in [0, 1].
+        settings: one dict per picture.
+
+    Raises:
+        ValueError: for another ``output_type``.
+    """
+    check_output_type(output_type)
+    if output_type == "pil":
+        return to_pictures(pixels, settings)
+    images = denormalize(pixels)
+    return pt_to_numpy(images) if output_type == "np" else images
+
+
+def check_output_type(output_type: str, *more: str) -> None:
+    """Raises ValueError unless it is "pil", "np", "pt" or one of ``more``."""
+    allowed = ("pil", "np", "pt", *more)
+    if output_type not in allowed:
+        raise ValueError(f"output_type is {output_type!r}; allowed: {', '.join(allowed)}")
 
 
 def call_settings(pipeline: Any, arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
