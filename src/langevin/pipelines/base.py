@@ -136,8 +136,10 @@ class DiffusionPipeline(ConfigMixin):
             >>> pipe = DiffusionPipeline.from_pretrained("./my-model", torch_dtype=torch.float16, safety_checker=None)
         """
         if custom_pipeline is not None or trust_remote_code:
-            raise CheckpointError("custom_pipeline and trust_remote_code would run a checkpoint's Python code, which is "
-                                  "never done here; import the class yourself and call its from_pretrained.")  # fmt: skip
+            raise CheckpointError(
+                "custom_pipeline and trust_remote_code would run a checkpoint's Python code, which is "
+                "never done here; import the class yourself and call its from_pretrained."
+            )
         given = str(pretrained_model_name_or_path)
         hub = {name: kwargs.pop(name) for name in folders.HUB_OPTIONS if name in kwargs}
         choose = functools.partial(cls._files_needed, subfolder, set(kwargs), variant, use_safetensors)
@@ -159,8 +161,9 @@ class DiffusionPipeline(ConfigMixin):
             elif listed is not None or name in pipeline_class._optional_components:
                 values[name] = None
             else:
-                raise CheckpointError(f"{root / INDEX} lists no {name!r}, which {pipeline_class.__name__} needs; "
-                                      f"pass {name}=….")  # fmt: skip
+                raise CheckpointError(
+                    f"{root / INDEX} lists no {name!r}, which {pipeline_class.__name__} needs; pass {name}=…."
+                )
 
         variants = _variants(root, to_load, variant)
         dtypes = dtype if dtype is not None else torch_dtype
@@ -175,7 +178,7 @@ class DiffusionPipeline(ConfigMixin):
 
     @classmethod
     def download(cls, pretrained_model_name: str | os.PathLike, **kwargs: Any) -> str:
-        """Bring a pipeline from the hub into the cache and return its folder; arguments as in :meth:`from_pretrained`."""
+        """Bring a pipeline into the hub's cache and return its folder; arguments as in :meth:`from_pretrained`."""
         hub = {name: kwargs.pop(name) for name in folders.HUB_OPTIONS if name in kwargs}
         options = (None, set(), kwargs.get("variant"), kwargs.get("use_safetensors"))
         return str(folders.resolve(pretrained_model_name, choose=functools.partial(cls._files_needed, *options), **hub))
@@ -185,20 +188,26 @@ class DiffusionPipeline(ConfigMixin):
         """This class, or where it is only the door, the one that ``model_index.json`` names."""
         name = index.get("_class_name")
         if isinstance(name, (list, tuple)):
-            raise CheckpointError(f"{root / INDEX} names a pipeline in a Python file of its own ({name}); code from a "
-                                  "checkpoint is never run.")  # fmt: skip
+            raise CheckpointError(
+                f"{root / INDEX} names a pipeline in a Python file of its own ({name}); code from a "
+                "checkpoint is never run."
+            )
         if cls is not DiffusionPipeline:
             return cls
         if not isinstance(name, str):
-            raise CheckpointError(f"{root / INDEX} has no _class_name; call from_pretrained of the right pipeline class.")
+            raise CheckpointError(
+                f"{root / INDEX} has no _class_name; call from_pretrained of the right pipeline class."
+            )
         if name.startswith(("Onnx", "OV")):
             raise CheckpointError(f"{root} is an ONNX or OpenVINO checkpoint ({name}); only PyTorch weights are read.")
         found = _public(name.removeprefix("Flax"))
         if isinstance(found, type) and issubclass(found, DiffusionPipeline):
             return found
         pipelines = [public for public in langevin.__all__ if public.endswith("Pipeline")]
-        raise CheckpointError(f"{root / INDEX} names the pipeline class {name!r}, which langevin does not have; "
-                              f"{_nearest(name, pipelines)}.")  # fmt: skip
+        raise CheckpointError(
+            f"{root / INDEX} names the pipeline class {name!r}, which langevin does not have; "
+            f"{_nearest(name, pipelines)}."
+        )
 
     @classmethod
     def _tell_ignored(cls, index: dict[str, Any], kwargs: dict[str, Any], known: list[str], root: Path) -> None:
@@ -223,8 +232,10 @@ class DiffusionPipeline(ConfigMixin):
         """Which files of a hub repository a pipeline needs: not those of other formats, variants and uses."""
         prefix = f"{subfolder}/" if subfolder else ""
         if prefix + INDEX not in names:
-            raise CheckpointError(f"This hub repository has no {prefix}{INDEX}: it is no pipeline. A single network is "
-                                  "loaded by its own class's from_pretrained.")  # fmt: skip
+            raise CheckpointError(
+                f"This hub repository has no {prefix}{INDEX}: it is no pipeline. A single network is "
+                "loaded by its own class's from_pretrained."
+            )
         index = _checked_index(fetch(prefix + INDEX).parent)
         wanted = [prefix + INDEX]
         for part, entry in index.items():
@@ -260,8 +271,10 @@ class DiffusionPipeline(ConfigMixin):
         available = {**pipeline.config, **pipeline.components, **kwargs}
         lacking = [name for name in parts if name not in available and name not in cls._optional_components]
         if lacking:
-            raise CheckpointError(f"{cls.__name__} needs {', '.join(lacking)}, which {type(pipeline).__name__} lacks; "
-                                  f"pass {lacking[0]}=….")  # fmt: skip
+            raise CheckpointError(
+                f"{cls.__name__} needs {', '.join(lacking)}, which {type(pipeline).__name__} lacks; "
+                f"pass {lacking[0]}=…."
+            )
         made = cls(**{name: available.get(name) for name in parts if name in available or name not in settings},
                    **{name: available[name] for name in settings if name in available})  # fmt: skip
         made.register_to_config(_name_or_path=pipeline.name_or_path)
@@ -359,8 +372,9 @@ class DiffusionPipeline(ConfigMixin):
 
         if self._offload_device is not None and device is not None:
             if device.type != "cpu":
-                raise ValueError("The networks of this pipeline are offloaded and move by themselves; call "
-                                 "remove_all_hooks() first.")  # fmt: skip
+                raise ValueError(
+                    "The networks of this pipeline are offloaded and move by themselves; call remove_all_hooks() first."
+                )
             self.remove_all_hooks()
         for network in self._networks().values():
             network.to(device=device, dtype=dtype)
@@ -522,8 +536,10 @@ def _checked_index(root: Path) -> dict[str, Any]:
         texts += [entry] if name == "_class_name" else []
         for text in texts:
             if isinstance(text, str) and ("/" in text or "\\" in text or text in ("", ".", "..") or "\0" in text):
-                raise CheckpointError(f"{root / INDEX} has {text!r} in the entry {name!r}, which leads out of its folder; "
-                                      "it is not opened.")  # fmt: skip
+                raise CheckpointError(
+                    f"{root / INDEX} has {text!r} in the entry {name!r}, which leads out of its folder; "
+                    "it is not opened."
+                )
     return index
 
 
@@ -535,8 +551,10 @@ def _part_class(part: str, library: Any, name: Any, root: Path) -> type:
     if library.startswith(("onnx", "optimum", "openvino")) or name.startswith(("Onnx", "OV", "Flax", "TF")):
         raise CheckpointError(f"{where}; only PyTorch weights are read.")
     if not folders.inside(root, part).is_dir():
-        raise CheckpointError(f"{where}, but there is no folder {root / part}; the checkpoint is incomplete "
-                              f"(pass {part}=… to use another).")  # fmt: skip
+        raise CheckpointError(
+            f"{where}, but there is no folder {root / part}; the checkpoint is incomplete "
+            f"(pass {part}=… to use another)."
+        )
     found = transformers_parts.find_class(name) if library == "transformers" else _public(name)
     if isinstance(found, type) and not issubclass(found, DiffusionPipeline) and hasattr(found, "from_pretrained"):
         return found
@@ -547,7 +565,10 @@ def _part_class(part: str, library: Any, name: Any, root: Path) -> type:
 
 def _public(name: str) -> Any:
     """The public object of that name, None where there is none."""
-    return getattr(langevin, name) if name in langevin.__all__ else None
+    try:
+        return getattr(langevin, name) if name in langevin.__all__ else None
+    except ModuleNotFoundError as error:
+        raise CheckpointError(f"{name} needs {error.name}: pip install {error.name}.") from None
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -633,10 +654,16 @@ def _accelerate(purpose: str) -> Any:
 
 def _accelerator(gpu_id: int | None, device: torch.device | str | None) -> torch.device:
     if device is None:
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        if device is None:
-            raise RuntimeError("Offloading moves networks between CPU and accelerator; this machine has none. Pass "
-                               "device=… to name one.")  # fmt: skip
+        found = getattr(torch, "accelerator", None)  # torch 2.6 and later
+        if found is not None and found.is_available():
+            device = found.current_accelerator()
+        elif torch.cuda.is_available():
+            device = "cuda"
+        else:
+            raise RuntimeError(
+                "Offloading moves networks between CPU and accelerator; this machine has none. Pass "
+                "device=… to name one."
+            )
     device = torch.device(device)
     return torch.device(device.type, gpu_id) if gpu_id is not None else device
 

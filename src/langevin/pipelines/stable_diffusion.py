@@ -173,7 +173,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
         if distilled is not None:
             all_guiders = [g for g in all_guiders if g in guiders]
             # the embedding of w = scale - 1, times 1000: Meng et al. 2023 (2210.03142), section 3.1
-            code = sinusoid(torch.tensor([(guidance_scale - 1) * 1000]), distilled).to(device, embeds.dtype)
+            code = sinusoid(torch.tensor([(guidance_scale - 1) * 1000]), distilled, freq_shift=1).to(device, embeds.dtype)
             branches = {k: {**v, "timestep_cond": code.expand(batch, -1)} for k, v in branches.items()}
 
         noise, seeds = noise_for(batch, generator, seed)
@@ -184,7 +184,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
             sigmas=sigmas,
             **options,
         )
-    steps = num_inference_steps if timesteps is None and sigmas is None else len(run)
+        steps = num_inference_steps if timesteps is None and sigmas is None else len(run)
         factor = self.vae_scale_factor
         shape = (batch, self.unet.config.in_channels, height // factor, width // factor)
         if latents is None:

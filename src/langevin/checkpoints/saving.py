@@ -1,0 +1,233 @@
+"""Writing checkpoints so that a process killed at any moment leaves either the old folder or the new one, whole."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import secrets
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from langevin.checkpoints.errors import CheckpointError
+
+_SAVING = re.compile(r"\.(?P<name>.+)\.saving-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
+_STEM = r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)"
+_WEIGHTS = re.compile(_STEM + r"(\.(?P<v1>[\w-]+?))?(-\d+-of-\d+)?(\.(?P<v2>\w+))?\.(safetensors|bin)")
+_INDEX = re.compile(_STEM + r"(\.(?P<v1>[\w-]+))?\.(safetensors|bin)\.index(\.(?P<v2>[\w-]+))?\.json")
+_TOKENIZER = {"tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+              "vocab.txt", "spiece.model", "sentencepiece.bpe.model"}  # fmt: skip
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """Make a folder, with its parents, if it is not there.
+
+    Raises:
+        CheckpointError: there is a file in the way, or no permission.
+    """
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"Cannot save into {folder}: {error.strerror}; a folder's name is needed.") from None
+    return folder
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file such that under its name there is always the whole old or the whole new content."""
+    staging = path.with_name(_staging_name(path.name))
+    try:
+        with staging.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staging, path)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        raise CheckpointError(f"Cannot write {path}: {error.strerror}.") from None
+    _fsync(path.parent)
+
+
+@contextlib.contextmanager
+def new_version(path: str | os.PathLike) -> Iterator[Path]:
+    """Give an empty folder to write into; it becomes the folder ``path`` in one move when the block ends well.
+
+    Files that are already under ``path`` stay: they are hard-linked into the new folder, except those that the new
+    ones replace, and weights and tokenizer files that the new ones make stale. Until the move nothing under ``path`` is
+    touched. What a killed process left beside the folder is cleared away by the next save.
+
+    The move exchanges two folders, so the parent folder must be writable. Where that cannot be done (a mount point,
+    the current directory, a file system without exchange) each file is replaced in one move, ``model_index.json``
+    last; then a kill between two files can leave a mixture, though never half a file.
+
+    Raises:
+        CheckpointError: the folder cannot be made or written.
+    """
+    target = Path(path).expanduser()
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"Cannot save into {target}: it is a file; a folder's name is needed.")
+    target = target.resolve()
+    make_folder(target.parent)
+    whole = _can_be_exchanged(target)
+    staging = (target.parent if whole else target) / _staging_name(target.name)
+    _clear_leftovers(staging.parent, target.name)
+    try:
+        staging.mkdir()
+    except OSError as error:
+        raise CheckpointError(f"Cannot save into {target}: {error.strerror} for {staging.parent}.") from None
+    try:
+        yield staging
+        fresh = set(_files(staging))
+        if whole and target.exists():
+            _carry_over(target, staging, fresh)
+            shutil.copymode(target, staging)
+        _fsync_tree(staging)
+        if not (whole and _move_in(staging, target, fresh)):
+            _replace_each(staging, target, fresh)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _staging_name(name: str) -> str:
+    return f".{name}.saving-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _can_be_exchanged(target: Path) -> bool:
+    """Whether the folder may be replaced by another one: not by way of a mount, and not under our own feet."""
+    if not os.access(target.parent, os.W_OK):
+        return False
+    with contextlib.suppress(OSError):
+        if Path.cwd().resolve().is_relative_to(target):
+            return False
+    return not target.is_mount()
+
+
+def _move_in(staging: Path, target: Path, fresh: set[Path]) -> bool:
+    """Put the new folder in place of the old, and the old in place of the new. False where that cannot be done."""
+    if not target.exists():
+        with contextlib.suppress(OSError):  # somebody has made it in the meantime
+            os.rename(staging, target)
+            _fsync(target.parent)
+            return True
+    if not _exchange(staging, target):
+        return False
+    _fsync(target.parent)
+    _carry_over(staging, target, fresh)  # what other processes added while the new version was written
+    return True
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names in one step (Linux, macOS). False where the system or the file system has no such thing."""
+    libc = ctypes.CDLL(None, use_errno=True) if sys.platform in ("linux", "darwin") else None
+    first, second = os.fsencode(a), os.fsencode(b)
+    if sys.platform == "linux" and hasattr(libc, "renameat2"):
+        failed = libc.renameat2(-100, first, -100, second, 2)  # AT_FDCWD, RENAME_EXCHANGE
+    elif sys.platform == "darwin" and hasattr(libc, "renamex_np"):
+        failed = libc.renamex_np(first, second, 2)  # RENAME_SWAP
+    else:
+        return False
+    return not failed
+
+
+def _replace_each(staging: Path, target: Path, fresh: set[Path]) -> None:
+    """Replace files one by one, each in one move; then remove what they made stale."""
+    stale = [rel for rel in _files(target) if _is_stale(rel, fresh)] if target.exists() else []
+    for rel in sorted(fresh, key=lambda rel: rel.name == "model_index.json"):
+        make_folder((target / rel).parent)
+        os.replace(staging / rel, target / rel)
+    for rel in stale:
+        (target / rel).unlink(missing_ok=True)
+    _fsync_tree(target)
+
+
+def _carry_over(old: Path, new: Path, fresh: set[Path]) -> None:
+    """Link the files of ``old`` into ``new``, except those that ``fresh`` (what was written) replaces."""
+    for rel in _files(old):
+        source, destination = old / rel, new / rel
+        if os.path.lexists(destination) or _is_stale(rel, fresh):
+            continue
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_symlink():
+            destination.symlink_to(os.readlink(source))
+            continue
+        try:
+            os.link(source, destination)
+        except FileNotFoundError:  # its owner has removed it in the meantime
+            continue
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.ENOSYS, errno.EACCES):
+                raise
+            shutil.copy2(source, destination)
+    for folder, names, _ in os.walk(old):
+        for name in names:
+            empty = Path(folder) / name
+            if not _SAVING.fullmatch(name) and not empty.is_symlink():
+                (new / empty.relative_to(old)).mkdir(exist_ok=True, parents=True)
+
+
+def _files(root: Path) -> list[Path]:
+    """Relative paths of all files and links below ``root``, but not those of a save under way."""
+    found = []
+    for folder, names, files in os.walk(root):
+        linked = [name for name in names if os.path.islink(os.path.join(folder, name))]
+        names[:] = [name for name in names if name not in linked and not _SAVING.fullmatch(name)]
+        found += [Path(folder, name).relative_to(root) for name in [*files, *linked] if not _SAVING.fullmatch(name)]
+    return found
+
+
+def _is_stale(rel: Path, fresh: set[Path]) -> bool:
+    """Whether an old file is what was written in another shape: other shards, other format, other tokenizer."""
+    if rel in fresh:
+        return False
+    beside = [path.name for path in fresh if path.parent == rel.parent]
+    if rel.name in _TOKENIZER and "tokenizer_config.json" in beside:
+        return True
+    kind = weights_kind(rel.name)
+    return kind is not None and kind in map(weights_kind, beside)
+
+
+def weights_kind(name: str) -> tuple[str, str | None] | None:
+    """``(family, variant)`` of a weight file or shard index by its name, None for other files.
+
+    The family is ``"diffusers"`` or ``"transformers"``; both spellings of shard names are known.
+    """
+    match = _WEIGHTS.fullmatch(name) or _INDEX.fullmatch(name)
+    if not match:
+        return None
+    family = "diffusers" if match["stem"] == "diffusion_pytorch_model" else "transformers"
+    return family, match["v1"] or match["v2"]
+
+
+def _clear_leftovers(parent: Path, name: str) -> None:
+    """Remove the staging folders of processes on this machine that are no more."""
+    for path in parent.glob(".*.saving-*"):
+        match = _SAVING.fullmatch(path.name)
+        if not match or match["name"] != name or match["host"] != socket.gethostname():
+            continue
+        try:
+            os.kill(int(match["pid"]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        except OSError:
+            pass
+
+
+def _fsync(path: Path) -> None:
+    with contextlib.suppress(OSError):  # folders cannot be opened everywhere
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _fsync_tree(root: Path) -> None:
+    for folder, _, files in os.walk(root):
+        for name in files:
+            _fsync(Path(folder, name))
+        _fsync(Path(folder))

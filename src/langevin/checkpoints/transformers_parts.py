@@ -1,0 +1,169 @@
+"""Text encoders, tokenizers and image processors: the parts of a pipeline that come from transformers.
+
+Only classes of transformers itself are loaded, and nothing in a folder is run: no remote code, no kernels by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from langevin.checkpoints import folders, weights
+from langevin.checkpoints.config import read_json
+from langevin.checkpoints.errors import CheckpointError
+from langevin.checkpoints.saving import weights_kind
+
+logger = logging.getLogger(__name__)
+
+_STEMS = (("model", True), ("pytorch_model", False))  # with safetensors?
+
+
+def find_class(name: str) -> type:
+    """The class of transformers that a checkpoint means by ``name``.
+
+    Image processors have had three names in turn (``CLIPFeatureExtractor``, ``CLIPImageProcessor``,
+    ``CLIPImageProcessorPil``); each finds what is installed.
+
+    Raises:
+        CheckpointError: transformers is not installed, or has no model, tokenizer or processor of that name.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise CheckpointError(f"The part {name} needs transformers: pip install transformers.") from None
+    with quiet():
+        for candidate in _spellings(name):
+            found = getattr(transformers, candidate, None)
+            if isinstance(found, type) and is_transformers(found):
+                return found
+    raise CheckpointError(f"transformers {transformers.__version__} has no model, tokenizer or processor {name!r}.")
+
+
+def _spellings(name: str) -> list[str]:
+    for ending in ("FeatureExtractor", "ImageProcessorPil", "ImageProcessorFast", "ImageProcessor"):
+        if name.endswith(ending):
+            stem = name.removesuffix(ending) + "ImageProcessor"
+            without_torchvision = importlib.util.find_spec("torchvision") is None
+            pil_first = ending == "ImageProcessorPil" or without_torchvision
+            return [*([f"{stem}Pil", stem] if pil_first else [stem, f"{stem}Pil"]), name]
+    return [name, name.removesuffix("Fast")]
+
+
+def is_transformers(cls: type) -> bool:
+    """Whether a class is a model, tokenizer or processor of transformers, or is built on one; does not import it."""
+    bases = {"PreTrainedModel", "PreTrainedTokenizerBase", "ProcessorMixin", "ImageProcessingMixin",
+             "FeatureExtractionMixin"}  # fmt: skip
+    return any(base.__name__ in bases and base.__module__.split(".")[0] == "transformers" for base in cls.__mro__)
+
+
+def is_model(cls: type) -> bool:
+    """Whether a class is a network of transformers."""
+    return any(base.__name__ == "PreTrainedModel" for base in cls.__mro__)
+
+
+def files(names: list[str], variant: str | None, use_safetensors: bool | None) -> list[str]:
+    """Weight files of a transformers model, best choice: one file, or an index and its shards."""
+    for stem, safe in _STEMS:
+        if use_safetensors is None or use_safetensors is safe:
+            found = weights.needed(names, variant, safe, stem)
+            if found:
+                return found
+    return []
+
+
+def load(
+    cls: type,
+    root: Path,
+    name: str,
+    *,
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+) -> Any:
+    """Load one part of a pipeline.
+
+    Args:
+        cls: from :func:`find_class`, or a subclass of ours.
+        root: the pipeline's folder; nothing outside is opened.
+        name: the part's folder in it.
+        dtype: of a model's weights; the file's own where None.
+        variant, use_safetensors: which of a model's weight files.
+
+    Raises:
+        CheckpointError: the part is incomplete, damaged, of wrong shapes, or wants code to be run.
+    """
+    folder = folders.inside(root, name)
+    for path in folder.iterdir():
+        folders.inside(root, name, path.name)
+    what = f"{name} ({cls.__name__}) in {folder}"
+    options: dict[str, Any] = {"local_files_only": True}
+    if is_model(cls):
+        _check_model(folder, root, what, variant, use_safetensors)
+        safe = bool(files([path.name for path in folder.iterdir()], variant, True)) and use_safetensors is not False
+        options |= {"dtype": dtype or "auto", "variant": variant, "use_safetensors": safe}
+        options["output_loading_info"] = True
+    try:
+        with quiet():
+            made = cls.from_pretrained(str(folder), **options)  # type: ignore[attr-defined]
+    except Exception as error:  # transformers raises whatever its readers raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        telling = next(
+            (line for line in lines if "size mismatch" in line or "shape" in line), lines[0] if lines else ""
+        )
+        raise CheckpointError(f"Cannot load {what}: {telling or type(error).__name__}") from None
+    if not is_model(cls):
+        return made
+    made, info = made
+    missing = sorted(info["missing_keys"])
+    if missing:
+        some = ", ".join(missing[:5]) + ", …" * (len(missing) > 5)
+        logger.warning("%s lacks %d weights, which start from random numbers: %s.", what, len(missing), some)
+    return made.eval()
+
+
+def _check_model(folder: Path, root: Path, what: str, variant: str | None, use_safetensors: bool | None) -> None:
+    config = read_json(folder / "config.json")
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(f"{what} is an adapter on another model (adapter_config.json), not a model.")
+    for key, value in _leaves(config):
+        if key.endswith("_implementation") and isinstance(value, str) and ("/" in value or ":" in value):
+            raise CheckpointError(f"{what} wants to run code from elsewhere ({key}: {value!r}); that is not done.")
+    names = [path.name for path in folder.iterdir()]
+    found = files(names, variant, use_safetensors)
+    if not found:
+        there = ", ".join(name for name in names if weights_kind(name)) or "no weights at all"
+        raise CheckpointError(f"{what} lacks model{'.' + variant if variant else ''}.safetensors; it has {there}.")
+    if found[0].endswith(".json"):
+        absent = [path.name for path in weights.shards(folder / found[0], folder, root) if not path.is_file()]
+        if absent:
+            raise CheckpointError(f"{what} lacks {', '.join(absent)}; the download or copy is incomplete.")
+
+
+def _leaves(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        else:
+            yield key, value
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from logging and drawing progress bars."""
+    from transformers.utils import logging as noise
+
+    level, bars = noise.get_verbosity(), noise.is_progress_bar_enabled()
+    noise.set_verbosity(logging.CRITICAL)
+    noise.disable_progress_bar()
+    try:
+        yield
+    finally:
+        noise.set_verbosity(level)
+        if bars:
+            noise.enable_progress_bar()

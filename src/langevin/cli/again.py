@@ -1,0 +1,188 @@
+"""``langevin info`` and ``langevin again``: what made a picture, and the same picture once more."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from .choices import load_pipeline, parse_dtype, pick_device, schedulers, set_scheduler
+from .errors import BadUsage, Failure, tell
+from .files import check_out, targets
+
+# Call arguments that say in which form to return pictures, or that stand in the settings for other reasons.
+_NOT_AGAIN = {"generator", "output_type", "return_dict", "num_images_per_prompt", "batch_size", "guiders", "seed"}
+_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "GIF")
+
+
+def settings_of(picture: Path) -> dict[str, Any]:
+    """The settings that a file carries. Raises Failure if it is no picture or carries none."""
+    from PIL import UnidentifiedImageError
+
+    from langevin.media.settings import read_settings
+
+    if picture.is_dir():
+        raise BadUsage(f"{picture} is a folder, not a picture")
+    try:
+        settings = read_settings(picture)
+    except FileNotFoundError:
+        raise Failure(f"there is no file {picture}") from None
+    except UnidentifiedImageError:
+        raise Failure(f"{picture} is not a picture") from None
+    if not settings:
+        raise Failure(f"{picture} carries no settings; other programs drop them when they edit or resize pictures")
+    return settings
+
+
+def show(picture: Path, as_json: bool) -> None:
+    """Print the settings, one per line, the prompt first; or as JSON."""
+    settings = settings_of(picture)
+    if as_json:
+        typer.echo(json.dumps(settings, indent=2, ensure_ascii=False))
+        return
+    first = [key for key in ("prompt", "negative_prompt", "seed", "model", "pipeline", "scheduler") if key in settings]
+    keys = first + [key for key in settings if key not in first and key != "scheduler_config"]
+    width = max(len(str(key)) for key in keys) if keys else 0
+    for key in keys:
+        value = settings[key]
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        typer.echo(f"{key:<{width}}  {text.replace(chr(10), chr(10) + ' ' * (width + 2))}")
+    for key, value in (settings.get("scheduler_config") or {}).items():
+        typer.echo(f"{'':<{width}}  {key} = {json.dumps(value)}")
+
+
+def again(picture: Path, *, out: Path | None, model: str | None, device: str | None, force: bool) -> None:
+    """Make ``picture`` again and compare. Raises typer.Exit(1) where pixels differ that should not."""
+    settings = settings_of(picture)
+    check_out(out)
+    ours = "pipeline" in settings and "langevin" in settings
+    if type(settings.get("seed")) is not int or settings["seed"] < 0:
+        raise Failure(f"{picture} does not say its seed, so its noise cannot be drawn again")
+    if missing := [name for name in settings.get("not_recorded", []) if "callback" not in name]:
+        raise Failure(f"{picture} was made with {', '.join(missing)}, which pictures do not carry")
+    name = model or settings.get("model")
+    if not name:
+        raise BadUsage(f"{picture} does not say its model; name one with --model")
+    if not ours:
+        tell("langevin: another program made this picture; noise and model differ, so expect a relative, not a twin")
+
+    pipe = _load(settings, str(name), device, ours)
+    result = pipe(**_arguments(pipe, settings))
+    made = result.images[0]
+    if out is None:
+        out = picture.with_name(f"{picture.stem}-again.png")
+        force = False
+    path = targets(out, settings.get("prompt"), [settings["seed"]], force)[0]
+    difference = _difference(picture, made)  # before saving, which may replace the picture
+    made.save(path)
+    typer.echo(f"{path}  (seed {settings['seed']}, {made.width}x{made.height})")
+    _report(picture, difference, exact=ours and model is None, settings=settings, device=str(pipe.device))
+
+
+def _load(settings: dict[str, Any], model: str, device: str | None, ours: bool) -> Any:
+    """The pipeline with the picture's scheduler, number format and device, as far as they exist here."""
+    if device is None and ours:
+        try:
+            device = pick_device(settings.get("device"))
+        except BadUsage:
+            device = pick_device(None)
+            tell(f"langevin: it was made on {settings['device']}, which is not here; using {device}")
+    try:
+        dtype = parse_dtype(settings.get("dtype")) if ours else None
+    except BadUsage as error:
+        raise Failure(f"its settings name the number format {settings['dtype']!r}, which is unknown here") from error
+    try:
+        pipe = load_pipeline(model, dtype, pick_device(device), settings.get("pipeline") if ours else None)
+    except (OSError, ValueError) as error:
+        if ours:
+            raise
+        raise Failure(f"its model {model!r} cannot be loaded; name another with --model ({error})") from error
+    scheduler, config = settings.get("scheduler"), settings.get("scheduler_config") or {}
+    if scheduler in schedulers().values():
+        if ours:
+            set_scheduler(pipe, scheduler, config, {})
+        else:
+            set_scheduler(pipe, scheduler, pipe.scheduler.config, config)
+    elif scheduler:
+        if ours:
+            raise Failure(f"its scheduler {scheduler} is unknown here; there are: {', '.join(schedulers().values())}")
+        tell(f"langevin: its sampler {scheduler!r} is unknown here; using {type(pipe.scheduler).__name__}")
+    return pipe
+
+
+def _arguments(pipe: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """The call's arguments: every setting that the pipeline's call has a parameter for."""
+    takes = inspect.signature(pipe.__call__).parameters
+    given = {
+        key: value
+        for key, value in settings.items()
+        if key in takes and key not in _NOT_AGAIN and "callback" not in key and value is not None
+    }
+    if guiders := settings.get("guiders"):
+        given["guiders"] = [_guider(described) for described in guiders]
+    return {**given, "seed": settings["seed"]}
+
+
+def _guider(described: Any) -> Any:
+    """A guider from its description in the settings: its class, if that is one of langevin's, and its numbers."""
+    import langevin
+
+    values = dict(described) if isinstance(described, dict) else {}
+    name = values.pop("class", None)
+    if name not in langevin.__all__:
+        raise Failure(f"it was made with the guider {name}, which is not one of langevin's")
+    cls = getattr(langevin, name)
+    if not (isinstance(cls, type) and issubclass(cls, langevin.Guider)):
+        raise Failure(f"its settings name {name} as a guider, which it is not")
+    return cls(**values)
+
+
+def _difference(picture: Path, made: Any) -> tuple[int, int, int] | None:
+    """(largest difference in 0…255, differing pixels, all pixels), or None if the sizes differ."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        before = np.asarray(image if image.mode == made.mode else image.convert(made.mode)).astype(int)
+    after = np.asarray(made).astype(int)
+    if before.shape != after.shape:
+        return None
+    apart = np.abs(before - after).reshape(*before.shape[:2], -1).max(axis=2)
+    return int(apart.max()), int((apart > 0).sum()), apart.size
+
+
+def _report(
+    picture: Path, difference: tuple[int, int, int] | None, *, exact: bool, settings: dict[str, Any], device: str
+) -> None:
+    from PIL import Image
+
+    from langevin import __version__
+
+    if difference is None:
+        typer.echo(f"the size is not that of {picture}")
+    elif difference[0] == 0:
+        typer.echo(f"identical: all {difference[2]} pixels are those of {picture}")
+        return
+    else:
+        most, some, every = difference
+        typer.echo(f"not identical: {some} of {every} pixels differ from {picture}, by at most {most} of 255")
+    if not exact:
+        return
+    with Image.open(picture) as image:
+        lossy = image.format in _LOSSY
+    if lossy:
+        typer.echo(f"({picture.suffix} keeps pixels only roughly; a PNG could be compared exactly)")
+        return
+    reasons = [
+        f"{what} {before!r} then, {now!r} now"
+        for what, before, now in (
+            ("langevin", settings.get("langevin"), __version__),
+            ("device", settings.get("device"), device.partition(":")[0]),
+        )
+        if before is not None and before != now
+    ]
+    tell(f"langevin: {'; '.join(reasons) or 'same version and device: another torch, or an edited picture'}")
+    raise typer.Exit(1)

@@ -1,0 +1,123 @@
+"""The commands and their options. What they do is in the modules they call, which import torch only when needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import Group
+
+DEFAULT_MODEL = "langevin/shapes"
+
+app = typer.Typer(
+    cls=Group,
+    rich_markup_mode="markdown",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Pictures from prompts with diffusion models. **langevin generate** makes them, from the model in "
+    "the box or any diffusers checkpoint; each picture carries the settings that made it.",
+)
+
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the fastest there is by default")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="overwrite the file that --out names")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from langevin import __version__
+
+        typer.echo(f"langevin {__version__}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version and exit")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help='what to paint; "-" reads it from standard input')] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="a file, or a folder that exists")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="name in the box, folder, or hub id")] = DEFAULT_MODEL,
+    negative: Annotated[str | None, typer.Option("--negative", help="what to keep away from")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="more are slower and finer [default: the model's]")] = None,
+    guidance: Annotated[float | None, typer.Option(help="how strictly to follow the prompt; 1 is off")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="class name, or short: euler, ddim, pndm, ddpm, …")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, or one number for a square")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="pictures; each has a seed one higher")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="same seed, same picture [default: drawn by lot]")] = None,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")] = None,
+    force: Force = False,
+) -> None:
+    """Make pictures and say where they are.
+
+    The prompt is left out for models that take none. Without --out, a picture is named after its prompt and seed;
+    with --count, --out circle.png gives circle-1.png, circle-2.png, … No file is overwritten: where a name is
+    taken, the next free number is added, unless --force is given.
+
+    Example: langevin generate "a red circle" --steps 20 --seed 7 --out circle.png
+    """
+    from .generate import generate as run
+
+    run(
+        prompt=prompt,
+        out=out,
+        model=model,
+        negative=negative,
+        steps=steps,
+        guidance=guidance,
+        scheduler=scheduler,
+        size=size,
+        count=count,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        force=force,
+    )
+
+
+@app.command()
+def models(json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> None:
+    """List the models in the box and in the local hub cache."""
+    from .shelf import show
+
+    show(as_json=json)
+
+
+@app.command()
+def info(
+    picture: Annotated[Path, typer.Argument(help="PNG, JPEG or WebP, also by AUTOMATIC1111 and its relatives")],
+    json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+) -> None:
+    """Show the settings that made a picture."""
+    from .again import show
+
+    show(picture, as_json=json)
+
+
+@app.command()
+def again(
+    picture: Annotated[Path, typer.Argument(help="a picture that carries its settings")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="default: NAME-again.png beside it")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="instead of the one it was made with")] = None,
+    device: Device = None,
+    force: Force = False,
+) -> None:
+    """Make a picture again from the settings it carries, and say whether the pixels are the same.
+
+    The exit code is 1 if they should be the same and are not. For pictures of other programs the model, noise and
+    some settings differ; what can be taken over is.
+    """
+    from .again import again as run
+
+    run(picture, out=out, model=model, device=device, force=force)

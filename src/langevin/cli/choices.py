@@ -1,0 +1,115 @@
+"""What the words on the command line stand for: sizes, devices, number formats, schedulers, models."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from .errors import BadUsage
+
+_DTYPES = {
+    "float32": "float32", "fp32": "float32", "float": "float32",
+    "float16": "float16", "fp16": "float16", "half": "float16",
+    "bfloat16": "bfloat16", "bf16": "bfloat16",
+}  # fmt: skip
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """ "64" -> (64, 64), "64x96" -> (64, 96): width and height in pixels."""
+    found = re.fullmatch(r"\s*(\d{1,6})(?:\s*[x×X*]\s*(\d{1,6}))?\s*", size)
+    width, height = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if width < 1 or height < 1:
+        raise BadUsage(f"--size {size!r} is not WIDTHxHEIGHT, such as 64x96, or one number for a square")
+    return width, height
+
+
+def parse_dtype(name: str | None) -> Any:
+    """The torch dtype of that name; None stays None, the model's default."""
+    if name is None:
+        return None
+    import torch
+
+    full = _DTYPES.get(name.lower().removeprefix("torch."))
+    if full is None:
+        raise BadUsage(f"--dtype {name!r} is not one of: float32, float16, bfloat16")
+    return getattr(torch, full)
+
+
+def pick_device(name: str | None) -> str:
+    """The device of that name, or the fastest there is."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, index = name.lower().partition(":")
+    if kind not in ("cpu", "cuda", "mps", "xpu") or (index and not index.isdigit()):
+        raise BadUsage(f"--device {name!r} is not one of: cpu, cuda, cuda:NUMBER, mps, xpu")
+    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
+        raise BadUsage(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices here; try --device cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise BadUsage("--device mps: there is none here; try --device cpu")
+    return name.lower()
+
+
+def schedulers() -> dict[str, str]:
+    """Every scheduler class of langevin under its short name: {"euler": "EulerDiscreteScheduler", …}."""
+    import langevin
+
+    classes = [name for name in langevin.__all__ if name.endswith("Scheduler")]
+    return {re.sub(r"(Discrete|Multistep)?Scheduler$", "", name).lower(): name for name in sorted(classes)}
+
+
+def parse_scheduler(name: str) -> tuple[str, dict[str, Any]]:
+    """The class name for a class name, a short name or A1111's sampler, with the config entries that it needs."""
+    from langevin.media.settings import SAMPLERS, scheduler_of
+
+    def bare(text: str) -> str:
+        return re.sub(r"[^a-z0-9+]", "", text.lower())
+
+    known = schedulers()
+    by_name = {bare(short): (cls, {}) for short, cls in known.items()}
+    by_name |= {bare(cls): (cls, {}) for cls in known.values()}
+    for sampler in SAMPLERS:
+        for schedule in ("", " Karras", " Exponential"):
+            cls, config = scheduler_of(sampler + schedule)
+            if cls in known.values():
+                by_name.setdefault(bare(sampler + schedule), (cls, config))
+    if bare(name) not in by_name:
+        raise BadUsage(f"there is no scheduler {name!r}; there are: {', '.join(known)}")
+    return by_name[bare(name)]
+
+
+@contextlib.contextmanager
+def busy(text: str) -> Iterator[None]:
+    """A spinner on the terminal while something takes long; nothing where there is no terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+def load_pipeline(model: str, dtype: Any, device: str, kind: str | None = None) -> Any:
+    """The pipeline of a model on a device; ``kind`` names the class, where it is not the model's own."""
+    import langevin
+
+    cls = langevin.DiffusionPipeline
+    if kind is not None and kind in langevin.__all__ and kind.endswith("Pipeline"):
+        cls = getattr(langevin, kind)
+    with busy(f"Loading {model}"):
+        pipe = cls.from_pretrained(model, **({"torch_dtype": dtype} if dtype is not None else {}))
+        pipe = pipe.to(device)
+    pipe.set_progress_bar_config(disable=None, desc="Painting", leave=False)  # None: only on a terminal
+    return pipe
+
+
+def set_scheduler(pipe: Any, cls_name: str, config: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Give the pipeline the scheduler of that name, built from ``config``."""
+    import langevin
+
+    pipe.scheduler = getattr(langevin, cls_name).from_config(config, **overrides)

@@ -1,0 +1,58 @@
+"""How the command line fails: one line on stderr, exit code 2 for bad usage and 1 for everything else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+
+class BadUsage(ValueError):
+    """The command was called in a way that cannot work; exit code 2."""
+
+
+class Failure(RuntimeError):
+    """What was asked for could not be done; exit code 1."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, as one line."""
+    if hasattr(error, "format_message"):  # click's own
+        text = error.format_message()
+    elif isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.strerror}: {error.filename}"
+    else:
+        text = str(error)
+    text = " ".join(text.split())
+    expected = isinstance(error, (ValueError, OSError, RuntimeError)) or hasattr(error, "format_message")
+    if text and expected:
+        return text
+    return f"{type(error).__name__}: {text} (LANGEVIN_DEBUG=1 shows where)".replace(":  (", " (")
+
+
+def tell(text: str) -> None:
+    """A remark for people, on stderr, so that stdout holds results only."""
+    typer.echo(text, err=True)
+
+
+class Group(TyperGroup):
+    """A command group whose commands raise ordinary exceptions. LANGEVIN_DEBUG=1 lets them through."""
+
+    def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
+        options["standalone_mode"] = False
+        try:
+            code = super().main(args, **options)
+        except (KeyboardInterrupt, typer.Abort):
+            code = 130
+        except Exception as error:
+            if os.environ.get("LANGEVIN_DEBUG", "") not in ("", "0"):
+                raise
+            tell(f"langevin: {one_line(error)}")
+            code = 2 if isinstance(error, BadUsage) else getattr(error, "exit_code", 1)
+        if code == 130:
+            tell("langevin: interrupted")
+        sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,61 @@
+"""Where pictures are saved: names made from prompts, and no file overwritten by accident."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .errors import BadUsage, Failure
+
+# Formats that hold a colour picture and that people mean; Pillow knows more, such as PDF and icons.
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".tga")
+
+
+def slug(prompt: str | None, most: int = 50) -> str:
+    """A file name from a prompt: its words in lower case with "-" between, cut at a word; "picture" without words."""
+    words = re.findall(r"\w+", (prompt or "").lower())
+    name = ""
+    for word in words:
+        if len(name) + len(word) >= most:
+            break
+        name = f"{name}-{word}" if name else word
+    return name or (words[0][:most] if words else "picture")
+
+
+def check_out(out: Path | None) -> None:
+    """Refuse what could not be saved, before any time is spent on making it."""
+    if out is None or out.is_dir():
+        return
+    if out.suffix.lower() not in EXTENSIONS:
+        if not out.suffix:
+            raise BadUsage(f"--out {out} is neither a folder nor a file name with .png, .jpg or .webp")
+        raise BadUsage(f"--out {out}: pictures are not saved as {out.suffix!r}; use .png, .jpg or .webp")
+    if not out.parent.is_dir():
+        raise Failure(f"there is no folder {out.parent} to save {out.name} in")
+
+
+def targets(out: Path | None, prompt: str | None, seeds: list[int], force: bool) -> list[Path]:
+    """One path for each picture, all different. Only with ``force`` may one of them exist already."""
+    if out is None or out.is_dir():
+        folder = out or Path()
+        wanted = [folder / f"{slug(prompt)}-{seed}.png" for seed in seeds]
+    elif len(seeds) == 1:
+        wanted = [out]
+    else:
+        wanted = [out.with_stem(f"{out.stem}-{k}") for k in range(1, len(seeds) + 1)]
+    if force and out is not None and not out.is_dir():
+        return wanted
+    chosen: list[Path] = []
+    numbered = len(seeds) > 1 and out is not None and not out.is_dir()
+    for path in wanted:
+        chosen.append(free(path, chosen, out.stem if numbered else path.stem))
+    return chosen
+
+
+def free(path: Path, taken: list[Path], stem: str) -> Path:
+    """``path``, or the first of ``stem-2``, ``stem-3``, … in its place that is neither a file nor in ``taken``."""
+    number = 2
+    while path in taken or path.exists() or path.is_symlink():
+        path = path.with_stem(f"{stem}-{number}")
+        number += 1
+    return path

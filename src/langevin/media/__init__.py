@@ -1,0 +1,1 @@
+"""Pictures in all their forms, and the settings that they carry."""

@@ -1,0 +1,38 @@
+"""The door to this room: everything about still pictures under one name."""
+
+from .convert import (
+    denormalize,
+    normalize,
+    numpy_to_pil,
+    numpy_to_pt,
+    pil_to_numpy,
+    pt_to_numpy,
+    pt_to_pil,
+    to_pictures,
+    to_tensor,
+    to_uint8,
+)
+from .grids import contact_sheet, make_image_grid
+from .load import load_image, to_8_bit, to_rgb
+from .picture import Picture
+from .processor import VaeImageProcessor
+
+__all__ = [
+    "Picture",
+    "VaeImageProcessor",
+    "contact_sheet",
+    "denormalize",
+    "load_image",
+    "make_image_grid",
+    "normalize",
+    "numpy_to_pil",
+    "numpy_to_pt",
+    "pil_to_numpy",
+    "pt_to_numpy",
+    "pt_to_pil",
+    "to_8_bit",
+    "to_pictures",
+    "to_rgb",
+    "to_tensor",
+    "to_uint8",
+]

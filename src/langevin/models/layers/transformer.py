@@ -1,0 +1,248 @@
+"""Transformer blocks, and the transformers that UNets put over a feature map."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from langevin.models.layers.activation import dropout
+from langevin.models.layers.attention import Attend, Attention
+from langevin.models.layers.normalization import AdaGroupNorm
+
+
+class GEGLU(nn.Module):
+    """a · gelu(b), where [a, b] is one linear layer of the input (Shazeer, 2020)."""
+
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.proj(x).chunk(2, dim=-1)
+        return a * F.gelu(b)
+
+
+class FeedForward(nn.Module):
+    """The token-wise network of a transformer block, four times as wide inside."""
+
+    def __init__(self, dim: int, dropout_p: float = 0.0) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([GEGLU(dim, 4 * dim), dropout(dropout_p), nn.Linear(4 * dim, dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.net:
+            x = layer(x)
+        return x
+
+
+class GatedAttention(nn.Module):
+    """Attention over the tokens and grounding tokens, let in by gates that start shut (GLIGEN: Li et al., 2023)."""
+
+    def __init__(self, dim: int, grounding_dim: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(grounding_dim, dim)
+        self.attn = Attention(dim, heads=heads, head_dim=head_dim)
+        self.ff = FeedForward(dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.alpha_attn = nn.Parameter(torch.zeros(()))
+        self.alpha_dense = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, grounding: Tensor, attention: Attend | None = None) -> Tensor:
+        """``x`` (batch, tokens, dim), ``grounding`` (batch, objects, grounding_dim); returns the shape of ``x``."""
+        tokens = torch.cat([x, self.linear(grounding)], dim=1)
+        x = x + self.alpha_attn.tanh() * self.attn(self.norm1(tokens), attention=attention)[:, : x.shape[1]]
+        return x + self.alpha_dense.tanh() * self.ff(self.norm2(x))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention, feed-forward, each added to what it reads (Rombach et al., 2022, E.2.1).
+
+    ``only_context``: the first attention looks at the text too, not at the tokens themselves.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int,
+        head_dim: int,
+        context_dim: int | None,
+        only_context: bool = False,
+        upcast: bool = False,
+        gated: bool = False,
+        dropout_p: float = 0.0,
+    ) -> None:
+        super().__init__()
+        shared = {"heads": heads, "head_dim": head_dim, "upcast": upcast, "dropout_p": dropout_p}
+        self.only_context = only_context
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, context_dim=context_dim if only_context else None, **shared)
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = Attention(dim, context_dim=context_dim, **shared)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim, dropout_p)
+        self.fuser = GatedAttention(dim, context_dim, heads, head_dim) if gated else None
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        attention: Attend | None = None,
+        grounding: Tensor | None = None,
+    ) -> Tensor:
+        """``x`` (batch, tokens, dim), ``context`` (batch, keys, context_dim); masks as in :class:`Attention`."""
+        x = x + self.attn1(self.norm1(x), context if self.only_context else None, mask, attention)
+        if grounding is not None and self.fuser is not None:
+            x = self.fuser(x, grounding, attention)
+        x = x + self.attn2(self.norm2(x), context, context_mask, attention)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer2D(nn.Module):
+    """Transformer blocks over the pixels of a map, added to the map (Rombach et al., 2022).
+
+    ``linear``: the layers in and out are linear ones and not 1x1 convolutions (Stable Diffusion 2 and XL).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int,
+        head_dim: int,
+        context_dim: int | None,
+        depth: int = 1,
+        groups: int = 32,
+        linear: bool = False,
+        **block_options: Any,
+    ) -> None:
+        super().__init__()
+        inner = heads * head_dim
+        self.linear = linear
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, inner) if linear else nn.Conv2d(channels, inner, 1)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(inner, heads=heads, head_dim=head_dim, context_dim=context_dim, **block_options)
+            for _ in range(depth)
+        )
+        self.proj_out = nn.Linear(inner, channels) if linear else nn.Conv2d(inner, channels, 1)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        attention: Attend | None = None,
+        grounding: Tensor | None = None,
+    ) -> Tensor:
+        """``x`` (batch, channels, height, width), ``context`` (batch, keys, context_dim); ``x``'s shape is kept."""
+        h = self.norm(x)
+        if self.linear:
+            h = self.proj_in(h.flatten(2).transpose(1, 2))
+        else:
+            h = self.proj_in(h).flatten(2).transpose(1, 2).contiguous()
+        for block in self.transformer_blocks:
+            h = block(h, context, mask, context_mask, attention, grounding)
+        if self.linear:
+            return x + self.proj_out(h).transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]).contiguous())
+
+
+class AdaptiveAttentionBlock(nn.Module):
+    """Self- (optional) and cross-attention over a map, each behind an adaptive group norm (the k-diffusion UNet).
+
+    Args:
+        embedding_dim: width of ``emb``, which scales and shifts the norms.
+        group_size: channels per group of the norms.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        head_dim: int,
+        embedding_dim: int,
+        context_dim: int,
+        self_attention: bool,
+        group_size: int = 32,
+        upcast: bool = False,
+        dropout_p: float = 0.0,
+    ) -> None:
+        super().__init__()
+        groups = max(1, channels // group_size)
+        shared = {"heads": channels // head_dim, "head_dim": head_dim, "bias": True}
+        shared |= {"upcast": upcast, "dropout_p": dropout_p}
+        self.norm1 = self.attn1 = None
+        if self_attention:
+            self.norm1 = AdaGroupNorm(embedding_dim, channels, groups)
+            self.attn1 = Attention(channels, **shared)
+        self.norm2 = AdaGroupNorm(embedding_dim, channels, groups)
+        self.attn2 = Attention(channels, context_dim=context_dim, context_norm="layer_norm", **shared)
+
+    def forward(
+        self,
+        x: Tensor,
+        emb: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        attention: Attend | None = None,
+    ) -> Tensor:
+        """``x`` (batch, channels, height, width), ``context`` (batch, keys, context_dim); ``x``'s shape is kept."""
+        if self.attn1 is not None:
+            x = x + self.attn1(self.norm1(x, emb), None, mask, attention)
+        return x + self.attn2(self.norm2(x, emb), context, mask if context is None else context_mask, attention)
+
+
+class Mix(NamedTuple):
+    """How a :class:`DualTransformer2D` reads its context.
+
+    The context is two parts one after the other, of ``lengths`` tokens (None: half each); part i goes to transformer
+    ``order[i]``; what the two add is weighed ``ratio`` to ``1 - ratio``.
+    """
+
+    ratio: float = 0.5
+    lengths: tuple[int, int] | None = (77, 257)
+    order: tuple[int, int] = (1, 0)
+
+
+DEFAULT_MIX = Mix()
+
+
+class DualTransformer2D(nn.Module):
+    """Two transformers, each told by its own part of the context, mixed (Versatile Diffusion: Xu et al., 2022)."""
+
+    def __init__(self, channels: int, **options: Any) -> None:
+        super().__init__()
+        self.transformers = nn.ModuleList([Transformer2D(channels, **options), Transformer2D(channels, **options)])
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor,
+        mask: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        attention: Attend | None = None,
+        mix: Mix = DEFAULT_MIX,
+    ) -> Tensor:
+        """``x`` (batch, channels, height, width), ``context`` (batch, sum of mix.lengths, context_dim)."""
+        first, second = mix.lengths or (context.shape[1] // 2,) * 2
+        if context.shape[1] < first + second:
+            raise ValueError(
+                f"encoder_hidden_states has {context.shape[1]} tokens; a network with dual_cross_attention splits them "
+                f"into {first} and {second}: give {first + second}, or say how with cross_attention_kwargs['dual']"
+            )
+        out = x
+        parts = ((slice(0, first), mix.ratio), (slice(first, first + second), 1 - mix.ratio))
+        for (part, weight), index in zip(parts, mix.order, strict=True):
+            part_mask = None if context_mask is None else context_mask[..., part]
+            told = self.transformers[index](x, context[:, part], mask, part_mask, attention)
+            out = out + weight * (told - x)
+        return out

@@ -1,0 +1,534 @@
+"""What all schedulers share: a *run* for pipelines, and the familiar ``set_timesteps``/``step`` written once on top.
+
+A scheduler is a noise schedule, a spacing and a solver. ``scheduler.plan(20)`` puts the three together into a
+:class:`Run`: the list of levels, the solver's coefficients as plain numbers, and whatever history the solver keeps.
+The scheduler itself is never changed by it, so one scheduler serves any number of runs at once.
+"""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, ClassVar
+
+import torch
+
+from ..checkpoints.config import ConfigMixin
+from . import prediction as predictions
+from . import spacing as spacings
+from .noise import Level, NoiseSchedule
+
+DrawNoise = Callable[[torch.Tensor], torch.Tensor]
+
+
+class StepOutput:
+    """``prev_sample``, the sample one level on, and ``pred_original_sample``, the x0 that this step believed in.
+
+    x0 is computed when it is first asked for, from the step's sample and network output (do not change those in
+    place before). Also reads as ``output[0]``, ``output["prev_sample"]`` and ``prev_sample, x0 = output``.
+    """
+
+    __slots__ = ("_original", "prev_sample")
+
+    def __init__(self, prev_sample: torch.Tensor, original: torch.Tensor | Callable[[], torch.Tensor]):
+        self.prev_sample = prev_sample
+        self._original = original
+
+    @property
+    def pred_original_sample(self) -> torch.Tensor:
+        if callable(self._original):
+            self._original = self._original()
+        return self._original
+
+    def __getitem__(self, key: int | str) -> torch.Tensor:
+        if key in (0, -2, "prev_sample"):
+            return self.prev_sample
+        if key in (1, -1, "pred_original_sample"):
+            return self.pred_original_sample
+        raise (KeyError if isinstance(key, str) else IndexError)(key)
+
+    def __len__(self) -> int:
+        return 2
+
+    def keys(self) -> tuple[str, str]:
+        return ("prev_sample", "pred_original_sample")
+
+    def to_tuple(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.prev_sample, self.pred_original_sample
+
+
+# -- tensor arithmetic -----------------------------------------------------------------------------------------------
+
+
+def upcast(x: torch.Tensor) -> torch.Tensor:
+    """fp16 and bf16 to fp32; fp32 and fp64 as they are."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def combine(*terms: tuple[float, torch.Tensor]) -> torch.Tensor:
+    """Σ a·x over pairs (a, x), in at least fp32, in as few passes as there are terms; zero terms cost nothing."""
+    total = None
+    for a, x in terms:
+        if a == 0.0:
+            continue
+        if total is None:
+            total, scale, fresh = upcast(x), a, False
+            continue
+        if scale != 1.0:
+            total, scale, fresh = total * scale, 1.0, True
+        if fresh and x.dtype == total.dtype and x.shape == total.shape:
+            total.add_(x, alpha=a)
+        else:
+            total, fresh = torch.add(total, upcast(x), alpha=a), True
+    if total is None:
+        return torch.zeros_like(upcast(terms[0][1]))
+    return total if scale == 1.0 else total * scale
+
+
+def draw(like: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> torch.Tensor:
+    """Gaussian noise shaped like ``like``; a list of generators gives each image of the batch its own.
+
+    Noise is drawn where the generator lives and then moved, so that a CPU generator means the same on any device.
+    """
+    if isinstance(generator, (list, tuple)):
+        if len(generator) == 1:
+            return draw(like, generator[0])
+        if len(generator) != len(like):
+            raise ValueError(f"{len(generator)} generators for a batch of {len(like)}: give one, or one per image")
+        return torch.cat([draw(like[k : k + 1], g) for k, g in enumerate(generator)])
+    place = generator.device if generator is not None else like.device
+    return torch.randn(like.shape, generator=generator, device=place, dtype=like.dtype).to(like.device)
+
+
+# -- one pass --------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """One pass from noise to image: what a pipeline holds during a call.
+
+    Attributes:
+        timesteps: what the network is told at each call, ints or floats; ``len(run)`` calls in all.
+        levels: the noise level x is at when call i starts.
+        targets: the level that call i's step goes to.
+        init_noise_sigma: x_T = noise · init_noise_sigma.
+
+    A run may begin at any call (image to image) and keeps history, if its solver has any, from there on. Subclasses
+    hold a solver: ``configure(**options)`` computes coefficients, ``step`` applies them.
+    """
+
+    init_noise_sigma: float = 1.0
+
+    def __init__(
+        self,
+        timesteps: list[int] | list[float],
+        levels: list[Level],
+        targets: list[Level],
+        prediction_type: str,
+        limit: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        **options: Any,
+    ):
+        self.timesteps = timesteps
+        self.levels = levels
+        self.targets = targets
+        self.prediction_type = prediction_type
+        self.limit = limit
+        self.options = options
+        self.configure(**options)
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def sigmas(self) -> list[float]:
+        """σ (noise to image) of every call's level, and of the level where the run ends."""
+        return [level.ratio for level in [*self.levels, self.targets[-1]]]
+
+    def configure(self, **options: Any) -> None:
+        """Compute the update coefficients as plain numbers, in fp64."""
+
+    def scale_model_input(self, x: torch.Tensor, i: int) -> torch.Tensor:
+        """The network's input at call ``i``. Variance-preserving solvers give it x itself."""
+        return x
+
+    def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
+        """Move x over call ``i``'s step.
+
+        Args:
+            prediction: the network's output at ``timesteps[i]``, shaped like x (or with twice the channels, where the
+                network also predicts the variance).
+            i: the call, 0 to ``len(run) - 1``.
+            x: the sample at ``levels[i]``.
+            noise: draws Gaussian noise shaped like its argument; called only if this step adds noise.
+        """
+        raise NotImplementedError
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, i: int) -> torch.Tensor:
+        """x0 noised to the level at which call ``i`` starts; after the last call (``i == len(run)``), x0 itself."""
+        if i == len(self):
+            return x0
+        alpha, sigma = self.levels[i]
+        return combine((alpha, x0), (sigma, noise)).to(x0.dtype)
+
+    def index_of(self, timestep: float) -> int:
+        """The call that has this timestep. Where several have it, the second: a run that starts there loses no step."""
+        nearest = min(range(len(self)), key=lambda k: abs(self.timesteps[k] - timestep))
+        value = self.timesteps[nearest]
+        if abs(value - timestep) > 1e-3:
+            raise ValueError(
+                f"timestep {timestep} is not one of this run's {len(self)} "
+                f"({self.timesteps[0]} … {self.timesteps[-1]}); pass one of scheduler.timesteps"
+            )
+        return nearest + 1 if self.timesteps[nearest + 1 : nearest + 2] == [value] else nearest
+
+    def refuse_blind_start(self, i: int) -> None:
+        """An ε-prediction at a level of pure noise says nothing about the image: 0/0."""
+        if self.levels[i].alpha == 0.0 and self.prediction_type == "epsilon":
+            raise ValueError(
+                f"rescale_betas_zero_snr=True makes timestep {self.timesteps[i]} pure noise, from which an epsilon "
+                "prediction cannot start; use a model with prediction_type='v_prediction' or 'sample', or "
+                "timestep_spacing='leading', which does not visit that timestep"
+            )
+
+    def _original(self, prediction: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
+        """x0 as call ``i`` predicts it, bounded if the config says so."""
+        p, q = predictions.to_x0(self.prediction_type, self.levels[i])
+        x0 = combine((p, x), (q, prediction))
+        return x0 if self.limit is None else self.limit(x0)
+
+
+# -- the public class ------------------------------------------------------------------------------------------------
+
+_COMPATIBLES = [
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "PNDMScheduler",
+    "LMSDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "EDMEulerScheduler",
+]
+
+
+class SchedulerMixin(ConfigMixin):
+    """Base of every scheduler.
+
+    Pipelines call :meth:`plan` and use the :class:`Run` it returns. The methods users know (``set_timesteps``,
+    ``step``, ``scale_model_input``, ``add_noise``) work on a run that the scheduler keeps for them.
+
+    Subclasses set ``self.noise_schedule`` in ``__init__`` and define ``_plan``.
+    """
+
+    config_name = "scheduler_config.json"
+    order = 1
+    run_options: ClassVar[tuple[str, ...]] = ()
+    prediction_types: ClassVar[tuple[str, ...]] = predictions.PREDICTION_TYPES
+    _compatibles: ClassVar[list[str]] = _COMPATIBLES
+
+    # Whether step() works before set_timesteps(), over all training timesteps.
+    _steps_at_once: ClassVar[bool] = False
+
+    noise_schedule: NoiseSchedule
+
+    # What may change between two calls of the familiar API; all of it belongs to that API alone.
+    _spacing: tuple[str, dict[str, Any]] | None = None
+    _run: Run | None = None
+    _timesteps: torch.Tensor | None = None
+    _step_index: int | None = None
+    _begin_index: int | None = None
+    num_inference_steps: int | None = None
+
+    # -- planning ----------------------------------------------------------------------------------------------------
+
+    def plan(
+        self,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        **options: Any,
+    ) -> Run:
+        """A fresh run. Give exactly one of ``num_inference_steps``, ``timesteps`` and ``sigmas``.
+
+        Args:
+            num_inference_steps: how many levels to visit, laid out by the scheduler's spacing.
+            timesteps: the timesteps to visit, descending.
+            sigmas: the levels to visit as σ = sqrt((1 - ᾱ)/ᾱ), descending, *and* the one to end at (usually 0).
+            options: what the solver takes; ``run_options`` names it.
+        """
+        unknown = [name for name in options if name not in self.run_options]
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__}.plan() takes no option {', '.join(map(repr, unknown))}; "
+                f"it takes: {', '.join(self.run_options) or 'none'}"
+            )
+        if sum(given is not None for given in (num_inference_steps, timesteps, sigmas)) != 1:
+            raise ValueError(
+                "give exactly one of num_inference_steps, timesteps and sigmas; got "
+                f"num_inference_steps={num_inference_steps}, timesteps={timesteps}, sigmas={sigmas}"
+            )
+        steps = num_inference_steps
+        if steps is None:
+            steps = len(timesteps) if timesteps is not None else len(sigmas) - 1
+        if steps < 1:
+            raise ValueError(f"a run needs at least one step, got {steps}")
+        predictions.check(self.config.prediction_type, self.prediction_types, type(self).__name__)
+        return self._plan(steps, timesteps, sigmas, **options)
+
+    def _plan(
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, **options: Any
+    ) -> Run:
+        raise NotImplementedError
+
+    def with_spacing(self, spacing: str, **options: Any):
+        """This scheduler with another spacing, as a new object.
+
+        Timestep spacings: "leading", "trailing", "linspace" (option ``offset``). Sigma spacings: "karras" (``rho``),
+        "exponential", "beta" (``alpha``, ``beta``); all of those take ``sigma_min`` and ``sigma_max``.
+
+            >>> run = DDIMScheduler().with_spacing("karras").plan(10)
+        """
+        known = [*spacings.TIMESTEP_SPACINGS, *spacings.SIGMA_SPACINGS]
+        if spacing not in known:
+            raise ValueError(f"spacing {spacing!r} is not known; allowed: {', '.join(map(repr, known))}")
+        twin = copy.copy(self)
+        for name in ("_run", "_timesteps", "_step_index", "_begin_index", "num_inference_steps"):
+            twin.__dict__.pop(name, None)
+        twin._spacing = (spacing, options)
+        return twin
+
+    def _space(self, steps: int) -> tuple[list[float] | None, list[float] | None]:
+        """Timesteps or sigmas (the other is None) of an evenly chosen run, by the spacing in force."""
+        name, options = self._spacing or (self.config.timestep_spacing, {})
+        if name in spacings.TIMESTEP_SPACINGS:
+            options = {"offset": self.config.get("steps_offset", 0), **options}
+            return spacings.TIMESTEP_SPACINGS[name](self.config.num_train_timesteps, steps, **options), None
+        if name in spacings.SIGMA_SPACINGS:
+            ends = self.noise_schedule.sigmas
+            options = {"sigma_max": float(ends[-1]), "sigma_min": float(ends[0]), **options}
+            return None, spacings.SIGMA_SPACINGS[name](steps=steps, **options)
+        raise ValueError(
+            f"timestep_spacing={name!r} in the config of {type(self).__name__}: must be one of "
+            f"{', '.join(map(repr, spacings.TIMESTEP_SPACINGS))}"
+        )
+
+    def _visit(
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, final: Level
+    ) -> tuple[list[float], list[Level], list[Level]]:
+        """(timesteps, levels, next levels) of a variance-preserving run that ends at ``final``."""
+        noise, train_steps = self.noise_schedule, self.config.num_train_timesteps
+        if timesteps is None and sigmas is None:
+            timesteps, sigmas = self._space(steps)
+            if timesteps is not None:
+                if steps > train_steps:
+                    raise ValueError(
+                        f"num_inference_steps={steps} is more than the {train_steps} timesteps "
+                        f"(num_train_timesteps) that {type(self).__name__} has"
+                    )
+                timesteps = [round(t) for t in timesteps]
+                if timesteps[0] >= train_steps:
+                    raise ValueError(
+                        f"{steps} steps with steps_offset={self.config.get('steps_offset', 0)} begin at timestep "
+                        f"{timesteps[0]}, but the model knows 0..{train_steps - 1}; use fewer steps or "
+                        "timestep_spacing='trailing'"
+                    )
+        elif timesteps is not None:
+            timesteps = [int(t) if t == int(t) else float(t) for t in map(float, timesteps)]
+            if any(late >= early for early, late in zip(timesteps, timesteps[1:])):
+                raise ValueError(f"timesteps must be in descending order, got {timesteps}")
+            if timesteps[0] >= train_steps:
+                raise ValueError(f"timesteps must be below num_train_timesteps={train_steps}, got {timesteps[0]}")
+        else:
+            *sigmas, end = map(float, sigmas)
+            final = Level.of_sigma(end)
+        if sigmas is not None:
+            timesteps = [noise.timestep_of(sigma) for sigma in sigmas]
+            levels = [Level.of_sigma(sigma) for sigma in sigmas]
+        else:
+            levels = [noise.level(t) for t in timesteps]
+        return timesteps, levels, [*levels[1:], final]
+
+    # -- the familiar API --------------------------------------------------------------------------------------------
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> None:
+        """Choose the levels that the following ``step`` calls visit; see :meth:`plan`."""
+        self._keep(self.plan(num_inference_steps, timesteps=timesteps, sigmas=sigmas), device)
+        self.num_inference_steps = num_inference_steps if num_inference_steps is not None else len(self._run)
+
+    def _keep(self, run: Run | None, device: str | torch.device | None = None) -> None:
+        self._run = run
+        self._step_index = self._begin_index = None
+        if run is None:
+            self._timesteps = None
+            return
+        whole = all(isinstance(t, int) for t in run.timesteps)
+        self._timesteps = torch.tensor(run.timesteps, dtype=torch.int64 if whole else torch.float32, device=device)
+
+    def _whole(self) -> Run | None:
+        """The run over all training timesteps, which stands before ``set_timesteps``."""
+        return self.plan(timesteps=list(range(len(self) - 1, -1, -1)))
+
+    @property
+    def run(self) -> Run | None:
+        """The run that the familiar methods work on."""
+        if self._run is None:
+            self._keep(self._whole())
+        return self._run
+
+    @property
+    def timesteps(self) -> torch.Tensor | None:
+        """What the network is told at each call, as a tensor (int64, or fp32 where the levels are fractional)."""
+        return self._timesteps if self.run is not None else None
+
+    @timesteps.setter
+    def timesteps(self, value: torch.Tensor) -> None:
+        self._timesteps = value if self.run is not None else value
+
+    @property
+    def sigmas(self) -> torch.Tensor:
+        """σ of each level, and of the one where the run ends; fp32, on the CPU."""
+        return torch.tensor(self.run.sigmas, dtype=torch.float32)
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the noise that a run begins with."""
+        return self.run.init_noise_sigma if self.run is not None else 1.0
+
+    @property
+    def step_index(self) -> int | None:
+        """The call that comes next, once a run has begun."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """The call that a run was told to begin with."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin at this call (image to image) instead of finding it by the first timestep."""
+        self._begin_index = begin_index
+
+    def _locate(self, timestep: float | torch.Tensor) -> int:
+        """The call that a timestep means: the one after the last if it fits, else wherever the timestep is found."""
+        timestep, following = float(timestep), self._step_index
+        if following is not None and following < len(self.run) and self.run.timesteps[following] == timestep:
+            return following
+        return self.run.index_of(timestep)
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
+        """The network's input at this timestep."""
+        return sample
+
+    def _step(
+        self,
+        model_output: torch.Tensor,
+        timestep: float | torch.Tensor,
+        sample: torch.Tensor,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        return_dict: bool,
+        variance_noise: torch.Tensor | None = None,
+        **options: Any,
+    ) -> StepOutput | tuple[torch.Tensor, ...]:
+        """What every class's public ``step`` does."""
+        if generator is not None and variance_noise is not None:
+            raise ValueError("give generator or variance_noise, not both: variance_noise is the noise itself")
+        run = self.run
+        if run is None or (self.num_inference_steps is None and not self._steps_at_once):
+            raise ValueError(f"{type(self).__name__} has no timesteps yet: call set_timesteps(steps) before step()")
+        if options != run.options:
+            run.options = options
+            run.configure(**options)
+        i = self._locate(timestep)
+
+        def noise(like: torch.Tensor) -> torch.Tensor:
+            return draw(like, generator) if variance_noise is None else variance_noise
+
+        output = run.step(model_output, i, sample, noise)
+        self._step_index = i + 1
+        return output if return_dict else output.to_tuple()
+
+    # -- noising, for training and image to image --------------------------------------------------------------------
+
+    def _levels_at(self, timesteps: torch.Tensor | float, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(alpha, sigma) of per-image timesteps, broadcast over ``like``, in at least fp32."""
+        timesteps = torch.as_tensor(timesteps)
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        if timesteps.is_floating_point():
+            levels = [self.noise_schedule.level(t) for t in timesteps.flatten().tolist()]
+            alpha, sigma = torch.tensor(levels, dtype=dtype, device=like.device).unbind(1)
+        else:
+            alpha_bar = self.noise_schedule.alphas_cumprod_on(like.device)[timesteps.flatten().to(like.device)]
+            alpha, sigma = alpha_bar.to(dtype).sqrt(), (1 - alpha_bar.to(dtype)).sqrt()
+        shape = (-1, *[1] * (like.ndim - 1))
+        return alpha.view(shape), sigma.view(shape)
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | float
+    ) -> torch.Tensor:
+        """α_t·x0 + σ_t·noise, each image of the batch at its own timestep.
+
+        Args:
+            original_samples: x0, (batch, ...).
+            noise: shaped like x0.
+            timesteps: (batch,) or one for all. ``set_timesteps`` need not have been called.
+        """
+        alpha, sigma = self._levels_at(timesteps, original_samples)
+        return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
+
+    def get_velocity(
+        self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | float
+    ) -> torch.Tensor:
+        """v = α_t·noise - σ_t·x0, what a v-predicting network is trained to give (arXiv:2202.00512, section 4).
+
+        Args:
+            sample: x0, (batch, ...), clean.
+        """
+        alpha, sigma = self._levels_at(timesteps, sample)
+        return (alpha * noise - sigma * sample).to(sample.dtype)
+
+    # -- facts -------------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Training timesteps."""
+        return self.config.num_train_timesteps
+
+    @property
+    def betas(self) -> torch.Tensor:
+        """β_t, (T,), fp32."""
+        return self.noise_schedule.betas
+
+    @property
+    def alphas(self) -> torch.Tensor:
+        """1 - β_t, (T,), fp32."""
+        return self.noise_schedule.alphas
+
+    @property
+    def alphas_cumprod(self) -> torch.Tensor:
+        """ᾱ_t, (T,), fp32."""
+        return self.noise_schedule.alphas_cumprod
+
+    @property
+    def compatibles(self) -> list[type]:
+        """The classes that can be made from this scheduler's config with ``from_config``."""
+        return self._get_compatibles()
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        public = import_module("langevin")
+        names = dict.fromkeys([cls.__name__, *cls._compatibles])
+        return [cls if name == cls.__name__ else getattr(public, name) for name in names if hasattr(public, name)]

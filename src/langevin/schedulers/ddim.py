@@ -1,0 +1,152 @@
+"""DDIM: Song, Meng & Ermon 2020, "Denoising Diffusion Implicit Models", arXiv:2010.02502.
+
+The paper writes α for what is ᾱ here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..checkpoints.config import register_to_config
+from . import prediction as predictions
+from .base import DrawNoise, Run, SchedulerMixin, StepOutput, combine, draw
+from .noise import Level, NoiseSchedule, alpha_of_step
+
+
+class DDIMRun(Run):
+    """x_{t-1} = α_{t-1}·x0 + sqrt(1 - ᾱ_{t-1} - σ²)·ε + σ·z (equation 12)."""
+
+    def configure(self, eta: float = 0.0, use_clipped_model_output: bool = False) -> None:
+        if not 0.0 <= eta <= 1.0:
+            raise ValueError(f"eta={eta} is outside 0 (deterministic) to 1 (as much noise as DDPM)")
+        self.eta = eta
+        self.coefficients = []
+        for level, target in zip(self.levels, self.targets):
+            beta = 1.0 - alpha_of_step(level, target)
+            sigma = eta * target.sigma / level.sigma * sqrt(max(beta, 0.0)) if level.sigma else 0.0  # equation 16
+            direction = sqrt(max(target.sigma**2 - sigma**2, 0.0))
+
+            p, q = predictions.to_x0(self.prediction_type, level)
+            r, w = predictions.to_epsilon(self.prediction_type, level)
+            if self.limit is None:  # equation 12 is linear in x and the output: fold x0 and ε into two numbers
+                weights = (target.alpha * p + direction * r, target.alpha * q + direction * w, 0.0)
+            elif use_clipped_model_output:  # ε that belongs to the bounded x0, as GLIDE has it
+                r, w = predictions.to_epsilon("sample", level)
+                weights = (direction * r, 0.0, target.alpha + direction * w)
+            else:
+                weights = (direction * r, direction * w, target.alpha)
+            self.coefficients.append((*weights, sigma))
+
+    def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
+        of_x, of_prediction, of_x0, sigma = self.coefficients[i]
+        if self.limit is None:
+            self.refuse_blind_start(i)
+            previous = combine((of_x, x), (of_prediction, prediction))
+            original = lambda: self._original(prediction, i, x).to(x.dtype)  # noqa: E731
+        else:
+            x0 = self._original(prediction, i, x)
+            previous = combine((of_x0, x0), (of_x, x), (of_prediction, prediction))
+            original = x0.to(x.dtype)
+        if self.eta > 0.0:
+            previous = combine((1.0, previous), (sigma, (noise or draw)(prediction)))
+        return StepOutput(previous.to(x.dtype), original)
+
+
+class DDIMScheduler(SchedulerMixin):
+    """Deterministic by default, with as much of DDPM's noise mixed in as ``eta`` says.
+
+    Args:
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: the noise
+            schedule; see :meth:`NoiseSchedule.from_config`.
+        clip_sample, clip_sample_range: bound the predicted image, for models of pixels. Off for latents.
+        thresholding, dynamic_thresholding_ratio, sample_max_value: bound it by its own quantile instead.
+        set_alpha_to_one: the run ends at ᾱ = 1, the clean image; otherwise at the least noisy level of training.
+        prediction_type: "epsilon", "sample" or "v_prediction".
+        timestep_spacing, steps_offset: which timesteps a run visits; see :mod:`langevin.schedulers.spacing`.
+
+    Run options: ``eta`` (0 to 1), ``use_clipped_model_output``, and ``follow_timesteps``: a step goes to the next
+    timestep of the run. Without it, it goes to t - T//n, as in the reference implementation, which is the same for
+    "leading" spacing and not quite for others when n does not divide T.
+
+        >>> run = DDIMScheduler(clip_sample=False).plan(20)
+        >>> x = torch.randn(1, 4, 8, 8) * run.init_noise_sigma
+        >>> for i, t in enumerate(run.timesteps):
+        ...     x = run.step(network(run.scale_model_input(x, i), t), i, x).prev_sample
+    """
+
+    run_options = ("eta", "use_clipped_model_output", "follow_timesteps")
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: np.ndarray | list[float] | None = None,
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False,
+    ):
+        self.noise_schedule = NoiseSchedule.from_config(
+            num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr
+        )
+
+    @property
+    def final_alpha_cumprod(self) -> torch.Tensor:
+        """ᾱ of the level where a run ends."""
+        return torch.ones(()) if self.config.set_alpha_to_one else self.alphas_cumprod[0]
+
+    def _plan(
+        self,
+        steps: int,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        follow_timesteps: bool = False,
+        **options: Any,
+    ) -> DDIMRun:
+        final = Level.of_alpha_bar(self.final_alpha_cumprod.item())
+        visited, levels, targets = self._visit(steps, timesteps, sigmas, final)
+        if timesteps is None and sigmas is None and self._spacing is None and not follow_timesteps:
+            stride = self.config.num_train_timesteps // steps
+            targets = [self.noise_schedule.level(t - stride) if t >= stride else final for t in visited]
+        limit = predictions.limiter(self.config)
+        return DDIMRun(visited, levels, targets, self.config.prediction_type, limit, **options)
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        variance_noise: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> StepOutput | tuple[torch.Tensor, torch.Tensor]:
+        """One step of the run that ``set_timesteps`` laid out.
+
+        Args:
+            model_output: the network's output at ``timestep``.
+            timestep: one of ``scheduler.timesteps``.
+            sample: x at that timestep.
+            eta: how much of DDPM's noise to add, 0 to 1.
+            use_clipped_model_output: recompute ε from the bounded x0.
+            generator: where noise comes from; a list gives each image its own.
+            variance_noise: the noise itself, instead of ``generator``.
+            return_dict: False gives the tuple ``(prev_sample, pred_original_sample)``.
+        """
+        options = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
+        return self._step(model_output, timestep, sample, generator, return_dict, variance_noise, **options)

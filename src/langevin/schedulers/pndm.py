@@ -1,0 +1,256 @@
+"""PNDM: Liu, Ren, Lin & Zhao 2022, "Pseudo Numerical Methods for Diffusion Models on Manifolds", arXiv:2202.09778.
+
+Classical solvers for ordinary differential equations, with their straight step x + h·f replaced by the transfer
+φ(x, ε, t, s) of equation 11, which stays on the manifold where noisy images live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+
+import numpy as np
+import torch
+
+from ..checkpoints.config import register_to_config
+from . import prediction as predictions
+from .base import DrawNoise, Run, SchedulerMixin, StepOutput, combine
+from .noise import Level, NoiseSchedule
+
+# Adams-Bashforth weights of the newest ε, the one before, … (equation 12 is the last row).
+_ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+_RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)  # equation 13
+
+
+def transfer(level: Level, target: Level) -> tuple[float, float]:
+    """(a, b) of φ(x, ε) = a·x + b·ε (equation 11)."""
+    ratio = target.alpha / level.alpha
+    gap = target.alpha**2 - level.alpha**2
+    return ratio, -gap / (level.alpha * (level.alpha * target.sigma + level.sigma * target.alpha))
+
+
+class PNDMRun(Run):
+    """Runge-Kutta for three steps of four calls each, then linear multistep (algorithm 2); or multistep alone.
+
+    Without Runge-Kutta the first step is taken twice: with ε at its start, then with the mean of that and ε at its
+    end. So a run of n steps makes n + 1 calls, two of them at the second timestep.
+
+    What a call does follows from the number of calls made before it, not from ``i``: a run that begins late (image
+    to image) begins the algorithm there.
+
+    Args:
+        warm_up: how many calls belong to Runge-Kutta steps: 12 or 0.
+        repeats: for each call, the step (level, target) that it takes again if it is the second of the run, or None.
+        halves: for each call, where it goes as part of a Runge-Kutta step: if it is an even call of the run, half a
+            step on, and if it is an odd one, usually to its own level.
+        own_steps: turn each output into ε where it was made; otherwise outputs are mixed as they come, and the
+            mixture is turned into ε at the start of the step.
+    """
+
+    def __init__(
+        self,
+        *args,
+        warm_up: int,
+        repeats: list[tuple[Level, Level]],
+        halves: list[tuple[Level, Level]],
+        own_steps: bool,
+    ):
+        self.warm_up = warm_up
+        self.repeats = repeats
+        self.halves = halves
+        self.own_steps = own_steps
+        self.calls = 0
+        self.history: list[torch.Tensor] = []  # outputs at whole steps, the newest first
+        self.stages: list[torch.Tensor] = []  # outputs within a Runge-Kutta step
+        self.origin: torch.Tensor | None = None  # x where a step of several calls began
+        super().__init__(*args)
+
+    def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
+        output = prediction
+        if self.own_steps:
+            r, w = predictions.to_epsilon(self.prediction_type, self.levels[i])
+            output = combine((r, x), (w, prediction))
+        if self.own_steps and self.calls == 0 and 0 < i < self.warm_up:
+            raise ValueError(
+                f"a run with Runge-Kutta steps begins at call 0 or after call {self.warm_up - 1}, not at {i}; "
+                "plan it without follow_timesteps, or with skip_prk_steps=True"
+            )
+        advance = self._runge_kutta if self.calls < self.warm_up else self._multistep
+        previous = advance(output, i, x)
+        self.calls += 1
+        return StepOutput(previous.to(x.dtype), lambda: self._original(prediction, i, x).to(x.dtype))
+
+    def _runge_kutta(self, output: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
+        """Equation 13: ε1 at t, ε2 and ε3 half-way, ε4 at the end, each reached from x_t with the ε before it."""
+        stage = self.calls % 4
+        if stage == 0:
+            self.origin, self.stages = x, []
+            self.history = [output, *self.history]
+        self.stages.append(output)
+        level, target = self.levels[self.calls - stage], self.halves[i][stage % 2]
+        if stage < 3:
+            return self._move(self.origin, level, target, (1.0,), (output,))
+        return self._move(self.origin, level, target, _RUNGE_KUTTA, self.stages)
+
+    def _multistep(self, output: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
+        """Equation 12, and its lower orders while there is less history."""
+        if self.calls == 1 and self.repeats[i] is not None:
+            level, target = self.repeats[i]
+            return self._move(self.origin, level, target, (1 / 2, 1 / 2), (output, self.history[0]))
+        if self.own_steps and self.targets[i] == self.levels[i]:  # begun at the repetition: nothing to repeat
+            self.calls -= 1
+            return x
+        self.origin = x if self.calls == 0 else None
+        self.history = [output, *self.history[:3]]
+        weights = _ADAMS_BASHFORTH[len(self.history) - 1]
+        return self._move(x, self.levels[i], self.targets[i], weights, self.history)
+
+    def _move(self, x, level: Level, target: Level, weights: Sequence[float], outputs) -> torch.Tensor:
+        a, b = transfer(level, target)
+        if not self.own_steps:
+            r, w = predictions.to_epsilon(self.prediction_type, level)
+            a, b = a + b * r, b * w
+        return combine((a, x), *((b * weight, output) for weight, output in zip(weights, outputs)))
+
+
+class PNDMScheduler(SchedulerMixin):
+    """Fourth-order multistep sampling; the scheduler that Stable Diffusion 1's checkpoints name.
+
+    Args:
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas: the noise schedule; see
+            :meth:`NoiseSchedule.from_config`.
+        skip_prk_steps: no Runge-Kutta steps at the beginning (they cost nine calls more and need four steps at least).
+        set_alpha_to_one: the run ends at ᾱ = 1, the clean image; otherwise at the least noisy level of training.
+        prediction_type: "epsilon" or "v_prediction".
+        timestep_spacing, steps_offset: which timesteps a run visits; see :mod:`langevin.schedulers.spacing`.
+
+    Run option ``follow_timesteps``: the algorithm as published, on the run's own timesteps. Without it (as in the
+    reference implementation) a step goes to t - T//n, v-predictions of different timesteps are mixed before they are
+    turned into ε, and the second call of an image-to-image run is taken for a repetition that it is not.
+
+        >>> run = PNDMScheduler(skip_prk_steps=True).plan(20)
+        >>> x = torch.randn(1, 4, 8, 8)
+        >>> for i, t in enumerate(run.timesteps):  # 21 calls
+        ...     x = run.step(network(x, t), i, x).prev_sample
+    """
+
+    run_options = ("follow_timesteps",)
+    prediction_types = ("epsilon", "v_prediction")
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: np.ndarray | list[float] | None = None,
+        skip_prk_steps: bool = False,
+        set_alpha_to_one: bool = False,
+        prediction_type: str = "epsilon",
+        timestep_spacing: str = "leading",
+        steps_offset: int = 0,
+    ):
+        self.noise_schedule = NoiseSchedule.from_config(
+            num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas
+        )
+
+    @property
+    def final_alpha_cumprod(self) -> torch.Tensor:
+        """ᾱ of the level where a run ends."""
+        return torch.ones(()) if self.config.set_alpha_to_one else self.alphas_cumprod[0]
+
+    def _plan(
+        self,
+        steps: int,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        follow_timesteps: bool = False,
+    ) -> PNDMRun:
+        final = Level.of_alpha_bar(self.final_alpha_cumprod.item())
+        visited, levels, targets = self._visit(steps, timesteps, sigmas, final)
+        warm_up = not self.config.skip_prk_steps
+        if warm_up and steps < 4:
+            raise ValueError(
+                f"PNDMScheduler needs at least 4 steps for its Runge-Kutta start, got {steps}; "
+                "with skip_prk_steps=True in its config it runs with any number"
+            )
+        if timesteps is not None or sigmas is not None or self._spacing is not None or follow_timesteps:
+            return self._own_plan(visited, levels, targets, warm_up)
+
+        # The reference's grid: every step is T//n timesteps long, whatever the spacing.
+        stride = self.config.num_train_timesteps // steps
+        half = stride // 2
+        if warm_up:
+            (t0, t1, t2, t3), rest = visited[:4], visited[3:]
+            halfway = [t0, *[t1 + half] * 2, t1, t1, *[t2 + half] * 2, t2, t2, *[t3 + half] * 2, t3]
+            calls = [*halfway, *rest]
+        else:
+            calls = [*visited[:2], *visited[1:]]
+
+        def level(t: int) -> Level:
+            return self.noise_schedule.level(min(t, len(self.noise_schedule) - 1)) if t >= 0 else final
+
+        return PNDMRun(
+            calls,
+            [level(t) for t in calls],
+            [level(t - stride) for t in calls],
+            self.config.prediction_type,
+            warm_up=12 if warm_up else 0,
+            repeats=[(level(t + stride), level(t)) for t in calls],
+            halves=[(level(t - half), level(t)) for t in calls],
+            own_steps=False,
+        )
+
+    def _own_plan(self, visited: list[float], levels: list[Level], targets: list[Level], warm_up: bool) -> PNDMRun:
+        """The run whose steps go from each visited timestep to the next, whatever their lengths."""
+        if warm_up:
+            calls, at = [], []
+            for k in range(3):
+                middle = (visited[k] + visited[k + 1]) / 2
+                calls += [visited[k], middle, middle, visited[k + 1]]
+                at += [levels[k], *[self.noise_schedule.level(middle)] * 2, levels[k + 1]]
+            calls, at, to = calls + visited[3:], at + levels[3:], at + targets[3:]
+        else:
+            calls = [*visited[:2], *visited[1:]]
+            at = [*levels[:2], *levels[1:]]
+            to = [*targets[:1], *levels[1:2], *targets[1:]]
+        repeats: list[tuple[Level, Level] | None] = [None] * len(calls)
+        if not warm_up and len(visited) > 1:
+            repeats[1] = (levels[0], levels[1])
+        return PNDMRun(
+            calls,
+            at,
+            to,
+            self.config.prediction_type,
+            warm_up=12 if warm_up else 0,
+            repeats=repeats,
+            halves=list(zip(at[1:], at)),  # read during Runge-Kutta only, which never ends the list
+            own_steps=True,
+        )
+
+    def _whole(self) -> PNDMRun | None:
+        return None
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        return_dict: bool = True,
+    ) -> StepOutput | tuple[torch.Tensor]:
+        """One call's step of the run that ``set_timesteps`` laid out.
+
+        Args:
+            model_output: the network's output at ``timestep``.
+            timestep: one of ``scheduler.timesteps``.
+            sample: x at that timestep.
+            return_dict: False gives the tuple ``(prev_sample,)``.
+        """
+        output = self._step(model_output, timestep, sample, None, True)
+        return output if return_dict else (output.prev_sample,)

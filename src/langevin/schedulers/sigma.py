@@ -1,0 +1,198 @@
+"""Schedulers that count in σ: x = x0 + σ·ε (Karras et al. 2022, arXiv:2206.00364; Katherine Crowson's k-diffusion).
+
+What they share: which σ a run visits, how the network's input is scaled, and how a step finds its place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from . import spacing as spacings
+from .base import Run, SchedulerMixin
+from .noise import SMALLEST_ALPHA_BAR, Level, NoiseSchedule
+
+
+class SigmaRun(Run):
+    """A run over ``sigmas``: one per call, and the one where it ends."""
+
+    def __init__(
+        self,
+        timesteps: list[float],
+        sigmas: list[float],
+        prediction_type: str,
+        init_noise_sigma: float | None = None,
+        **options: Any,
+    ):
+        self._sigmas = sigmas
+        self.init_noise_sigma = max(sigmas) if init_noise_sigma is None else init_noise_sigma
+        levels = [Level(1.0, sigma) for sigma in sigmas]
+        calls = len(timesteps)
+        super().__init__(timesteps, levels[:calls], levels[1 : calls + 1], prediction_type, **options)
+
+    @property
+    def sigmas(self) -> list[float]:
+        """σ of every call's level, and of the level where the run ends."""
+        return self._sigmas
+
+    def scale_model_input(self, x: torch.Tensor, i: int) -> torch.Tensor:
+        """x / sqrt(σ² + 1): unit variance, as in training (c_in with σ_data = 1, arXiv:2206.00364, table 1)."""
+        return x * (1.0 / math.hypot(self.levels[i].sigma, 1.0))
+
+
+class SigmaScheduler(SchedulerMixin):
+    """Base of the σ-schedulers of discretely trained models.
+
+    Their config says ``timestep_spacing`` and ``steps_offset``, and at most one of ``use_karras_sigmas``,
+    ``use_exponential_sigmas`` and ``use_beta_sigmas``, which lay σ anew between the ends that the timesteps give
+    (or ``sigma_min`` and ``sigma_max``, where the class has them).
+    """
+
+    prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction", "original_sample")
+
+    def _build_noise_schedule(self, rescale_betas_zero_snr: bool = False) -> NoiseSchedule:
+        c = self.config
+        self._check_one_spacing()
+        return NoiseSchedule.from_config(
+            c.num_train_timesteps,
+            c.beta_start,
+            c.beta_end,
+            c.beta_schedule,
+            c.trained_betas,
+            rescale_betas_zero_snr,
+            SMALLEST_ALPHA_BAR,
+        )
+
+    def _check_one_spacing(self) -> None:
+        on = [key for key in _SPACING_KEYS if self.config.get(key)]
+        if len(on) > 1:
+            raise ValueError(f"{' and '.join(on)} are both true in the config: at most one of them can be")
+
+    def _spacing_of_sigmas(self) -> tuple[str | None, dict[str, Any]]:
+        """The sigma spacing in force and its options; None if σ just follows the timesteps."""
+        if self._spacing is not None:
+            name, options = self._spacing
+            return (name, options) if name in spacings.SIGMA_SPACINGS else (None, {})
+        ends = {key: self.config.get(key) for key in ("sigma_min", "sigma_max")}
+        options = {key: float(value) for key, value in ends.items() if value is not None}
+        return next((name for key, name in _SPACING_KEYS.items() if self.config.get(key)), None), options
+
+    def _spaced_timesteps(self, steps: int) -> list[float]:
+        if self._spacing is not None and self._spacing[0] in spacings.SIGMA_SPACINGS:
+            name, options = self.config.timestep_spacing, {}
+        else:
+            name, options = self._spacing or (self.config.timestep_spacing, {})
+        if name not in spacings.TIMESTEP_SPACINGS:
+            raise ValueError(
+                f"timestep_spacing={name!r} in the config of {type(self).__name__}: must be one of "
+                f"{', '.join(map(repr, spacings.TIMESTEP_SPACINGS))}"
+            )
+        options = {"offset": self.config.get("steps_offset", 0), **options}
+        return spacings.TIMESTEP_SPACINGS[name](self.config.num_train_timesteps, steps, **options)
+
+    def _visit_sigmas(
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None
+    ) -> tuple[list[float], list[float]]:
+        """(timesteps, sigmas without the last) of a run."""
+        noise = self.noise_schedule
+        if sigmas is not None:
+            sigmas = [float(sigma) for sigma in sigmas[:-1]]
+            return [noise.timestep_of(sigma) for sigma in sigmas], sigmas
+        name, options = self._spacing_of_sigmas()
+        if timesteps is None:
+            timesteps = self._spaced_timesteps(steps)
+        elif name is not None:
+            raise ValueError(
+                f"timesteps cannot be given to a {type(self).__name__} with {name} spacing, which chooses its own; "
+                "give sigmas or num_inference_steps"
+            )
+        timesteps = np.float32(timesteps).tolist()
+        sigmas = self._sigmas_between(timesteps)
+        if name is not None:
+            options = {"sigma_max": sigmas[0], "sigma_min": sigmas[-1], **options}
+            sigmas = spacings.SIGMA_SPACINGS[name](steps=steps, **options)
+            timesteps = [noise.timestep_of(sigma) for sigma in sigmas]
+        return timesteps, sigmas
+
+    def _sigmas_between(self, timesteps: list[float]) -> list[float]:
+        return self.noise_schedule.sigma_at(timesteps)
+
+    def _final_sigma(self) -> float:
+        """The σ where a run ends, by ``final_sigmas_type``."""
+        kind = self.config.get("final_sigmas_type", "zero")
+        if kind not in ("zero", "sigma_min"):
+            raise ValueError(f"final_sigmas_type={kind!r} in the config: must be one of 'zero', 'sigma_min'")
+        return 0.0 if kind == "zero" else float(self.noise_schedule.sigmas[0])
+
+    def _init_noise_sigma(self, sigmas: list[float]) -> float:
+        """σ_max where a run begins at the last timestep; sqrt(σ_max² + 1) where x_T still holds some of the image."""
+        name = self.config.timestep_spacing
+        if self._spacing is not None and self._spacing[0] in spacings.TIMESTEP_SPACINGS:
+            name = self._spacing[0]
+        return max(sigmas) if name in ("linspace", "trailing") else math.hypot(max(sigmas), 1.0)
+
+    # -- the familiar API: the place in the run is counted, since different calls may share a timestep ---------------
+
+    def _locate(self, timestep: float | torch.Tensor) -> int:
+        if isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()):
+            raise ValueError(
+                f"timestep {timestep} is a whole number: {type(self).__name__} has fractional timesteps. Pass one of "
+                "scheduler.timesteps, not its index (no enumerate)"
+            )
+        return self._begin(timestep)
+
+    def _begin(self, timestep: float | torch.Tensor) -> int:
+        if self._step_index is None:
+            begin = self._begin_index
+            self._step_index = begin if begin is not None else self.run.index_of(float(timestep))
+        return self._step_index
+
+    def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
+        """The call that has this timestep; the second, where two have it."""
+        return self.run.index_of(float(timestep))
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
+        """sample / sqrt(σ² + 1) at this timestep; call it before every network call."""
+        return self.run.scale_model_input(sample, self._begin(timestep))
+
+    def _levels_at(self, timesteps: torch.Tensor | float, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        run, timesteps = self.run, torch.as_tensor(timesteps).flatten().tolist()
+        if self._begin_index is None:
+            indices = [run.index_of(t) for t in timesteps]
+        else:  # a run is under way: its place counts
+            indices = [self._begin_index if self._step_index is None else self._step_index] * len(timesteps)
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        sigma = torch.tensor([run.sigmas[i] for i in indices], dtype=dtype, device=like.device)
+        return torch.ones((), dtype=dtype, device=like.device), sigma.view(-1, *[1] * (like.ndim - 1))
+
+    def get_velocity(
+        self,
+        sample: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        follow_timesteps: bool = False,
+    ) -> torch.Tensor:
+        """v = α_t·noise - σ_t·x0 of the variance-preserving x (arXiv:2202.00512, section 4).
+
+        Args:
+            sample: x0, (batch, ...), clean.
+            timesteps: (batch,), of ``scheduler.timesteps``.
+            follow_timesteps: take ᾱ at the timestep. The reference implementation takes it at the *index* of the
+                timestep in ``scheduler.timesteps``, which counts the other way round; that is the default here too.
+        """
+        if not follow_timesteps and not torch.as_tensor(timesteps).is_floating_point():
+            raise ValueError("whole-number timesteps: pass values of scheduler.timesteps, or follow_timesteps=True")
+        places = torch.as_tensor(timesteps).flatten().tolist()
+        if not follow_timesteps:
+            places = [self.run.index_of(t) for t in places]
+        dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
+        levels = torch.tensor([self.noise_schedule.level(t) for t in places], dtype=dtype, device=sample.device)
+        alpha, sigma = (column.view(-1, *[1] * (sample.ndim - 1)) for column in levels.unbind(1))
+        return (alpha * noise - sigma * sample).to(sample.dtype)
+
+
+_SPACING_KEYS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}

@@ -1,0 +1,33 @@
+"""The trained models in the box, and how each was made.
+
+``langevin/shapes`` and ``langevin/shapes-unconditional`` paint a made-up world of coloured shapes (``world.py``);
+``reader.py`` says what a picture of that world shows. ``python -m langevin.zoo.train`` makes them again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MODELS = {
+    "langevin/shapes": "text to image, 64x64: coloured shapes from captions (Stable Diffusion's layout)",
+    "langevin/shapes-unconditional": "unconditional, pixels: coloured shapes (DDPM)",
+}
+"""Name of each model in the box, and what it does in one line."""
+
+_WEIGHTS = Path(__file__).parent / "weights"
+
+
+def names() -> tuple[str, ...]:
+    """The names of the models in the box."""
+    return tuple(MODELS)
+
+
+def path(name: str) -> Path:
+    """The folder of a model in the box.
+
+    Raises:
+        KeyError: there is no such model.
+    """
+    if name not in MODELS:
+        raise KeyError(f"no model {name!r} in the box; there are: {', '.join(MODELS)}")
+    return _WEIGHTS / name.removeprefix("langevin/")

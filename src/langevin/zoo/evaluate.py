@@ -1,0 +1,79 @@
+"""Measures how often the text-to-image model in the box paints exactly what the prompt says.
+
+    python -m langevin.zoo.evaluate --count 200 --steps 20 --guidance 7.5
+
+Four kinds of prompts, all kept out of training: one or two things, with colour and shape pairs that training
+pictures show ("seen"; only the caption is new) or with at least one pair that they never show ("held out").
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import typer
+
+from .reader import matches, read
+from .world import HELD_OUT_PAIRS, TRAINING_PAIRS, held_out_caption, parse, random_scene
+
+SEED = 2026
+
+
+def prompts(things: int, held_out: bool, count: int, seed: int = SEED) -> list[str]:
+    """Captions kept out of training, for scenes of ``things`` things."""
+    rng = random.Random(f"{seed}/{things}/{held_out}")
+    new = sorted(HELD_OUT_PAIRS)
+    texts = []
+    while len(texts) < count:
+        scene = random_scene(rng, things, pairs=[*TRAINING_PAIRS, *new * 4] if held_out else TRAINING_PAIRS)
+        if held_out == any(thing.pair in HELD_OUT_PAIRS for thing in scene.things):
+            text = held_out_caption(scene, rng)
+            if not held_out or any(f"{colour} {shape}" in text for colour, shape in new):
+                texts.append(text)
+    return texts
+
+
+def paint(pipe: object, texts: list[str], steps: int, guidance: float, batch: int = 25) -> Iterator[np.ndarray]:
+    """Pictures (64, 64, 3) uint8 of ``texts``; the k-th starts from the noise of seed k."""
+    import torch
+
+    for start in range(0, len(texts), batch):
+        part = texts[start : start + batch]
+        generators = [torch.Generator().manual_seed(start + k) for k in range(len(part))]
+        made = pipe(
+            part, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
+        ).images
+        yield from (np.asarray(made) * 255).round().astype(np.uint8)
+
+
+def adherence(pipe: object, texts: list[str], steps: int, guidance: float) -> list[bool]:
+    """Whether each text's picture shows exactly what it says."""
+    pictures = paint(pipe, texts, steps, guidance)
+    return [matches(read(picture), parse(text)) for text, picture in zip(texts, pictures, strict=True)]
+
+
+def main(
+    model: str = typer.Option("langevin/shapes", help="A model in the box, or a folder."),
+    count: int = typer.Option(200, help="Prompts of each kind."),
+    steps: int = 20,
+    guidance: float = 7.5,
+) -> None:
+    """Print the share of prompts painted exactly right, for each kind of prompt."""
+    from langevin import DiffusionPipeline
+
+    from . import names, path
+
+    pipe = DiffusionPipeline.from_pretrained(path(model) if model in names() else Path(model))
+    pipe.set_progress_bar_config(disable=True)
+    print(f"{model}, {steps} steps, guidance {guidance:g}, {count} prompts of each kind")
+    for things in (1, 2):
+        for held_out in (False, True):
+            right = adherence(pipe, prompts(things, held_out, count), steps, guidance)
+            kind = f"{things} thing{'s' * (things > 1)}, {'held-out' if held_out else 'seen'} pairs"
+            print(f"  {kind:26s} {100 * sum(right) / count:5.1f} %", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,52 @@
+"""Trains the models in the box again, each from nothing.
+
+    python -m langevin.zoo.train autoencoder --out made/autoencoder
+    python -m langevin.zoo.train text-to-image --autoencoder made/autoencoder --out made/shapes
+    python -m langevin.zoo.train unconditional --out made/shapes-unconditional
+
+A run that was killed goes on from its last thousand steps when the same command is given again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
+OUT = typer.Option(..., help="Folder for the trained model and for resuming.")
+MINUTES = typer.Option(None, help="Finish within this time, with fewer steps if need be.")
+
+
+@app.command()
+def autoencoder(out: Path = OUT, steps: int | None = None, seed: int = 0, minutes: float | None = MINUTES) -> None:
+    """The autoencoder of langevin/shapes."""
+    from . import train_autoencoder as recipe
+
+    recipe.train(out, steps=steps or recipe.STEPS, seed=seed, minutes=minutes)
+
+
+@app.command()
+def text_to_image(
+    autoencoder: Path = typer.Option(..., help="Folder of the trained autoencoder."),
+    out: Path = OUT,
+    steps: int | None = None,
+    seed: int = 0,
+    minutes: float | None = MINUTES,
+) -> None:
+    """The text encoder and the UNet of langevin/shapes, saved with the autoencoder as one pipeline."""
+    from . import train_text_to_image as recipe
+
+    recipe.train(out, autoencoder, steps=steps or recipe.STEPS, seed=seed, minutes=minutes)
+
+
+@app.command()
+def unconditional(out: Path = OUT, steps: int | None = None, seed: int = 0, minutes: float | None = MINUTES) -> None:
+    """The pixel model langevin/shapes-unconditional."""
+    from . import train_unconditional as recipe
+
+    recipe.train(out, steps=steps or recipe.STEPS, seed=seed, minutes=minutes)
+
+
+if __name__ == "__main__":
+    app()

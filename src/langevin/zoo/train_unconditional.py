@@ -1,0 +1,74 @@
+"""Train ``langevin/shapes-unconditional``: a small UNet that paints the world's pictures pixel by pixel."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .loop import fit
+from .train_autoencoder import pictures
+from .world import random_scene
+
+UNET = {
+    "sample_size": 64,
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": (16, 32, 64, 64),
+    "down_block_types": ("DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "attention_head_dim": 16,
+    "norm_num_groups": 8,
+}
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "v_prediction",
+    "clip_sample": True,
+    "timestep_spacing": "trailing",
+}
+STEPS, BATCH, RATE = 8000, 32, 1e-3
+
+
+def train(out: Path, steps: int = STEPS, batch: int = BATCH, seed: int = 0, minutes: float | None = None) -> None:
+    """Train from nothing and save a DDPM pipeline's folder in ``out``."""
+    from langevin import DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(seed)
+    model, scheduler = UNet2DModel(**UNET), DDPMScheduler(**SCHEDULER)
+    levels = scheduler.config.num_train_timesteps
+
+    def loss(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed << 32 | step)
+        rng = random.Random(f"{seed}/{step}")
+        clean = pictures([random_scene(rng) for _ in range(batch)])
+        noise = torch.randn(clean.shape, generator=generator)
+        # One noise level from each of ``batch`` equal stretches: a calmer loss than independent draws.
+        t = ((torch.arange(batch) + torch.rand(batch, generator=generator)) / batch * levels).long()
+        t = t.clamp(max=levels - 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = model(scheduler.add_noise(clean, noise, t), t).sample
+        return nn.functional.mse_loss(predicted.float(), scheduler.get_velocity(clean, noise, t))
+
+    average = fit(model, loss, steps=steps, rate=RATE, out=out, minutes=minutes, look=lambda m, _: save(out, m, scheduler))
+    save(out, average, scheduler)
+
+
+def save(out: Path, unet: nn.Module, scheduler: object) -> None:
+    """Write a DDPM folder with weights in half precision."""
+    copy.deepcopy(unet).half().save_pretrained(out / "unet")
+    scheduler.save_pretrained(out / "scheduler")
+    index = {
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": "0.42.1",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,90 @@
+"""Trajectories through a cheap made-up network, for comparing schedulers with each other and with the reference."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from types import SimpleNamespace
+
+import torch
+
+STEPS = (1, 2, 3, 7, 20, 50)
+SHAPE = (2, 4, 4, 4)
+
+
+def network(x: torch.Tensor, t, channels: int = 4) -> torch.Tensor:
+    """Smooth, of moderate slope, different at every place and timestep, so that rounding errors do not grow."""
+    base = 0.5 * torch.tanh(0.8 * x + 0.001 * float(t) - 0.3) + 0.2 * x.roll(1, -1).sin()
+    return base if channels == x.shape[1] else torch.cat([base, 0.4 * x.roll(2, -1).sin() + 0.5], 1)
+
+
+def begin(shape, scale: float, seed: int) -> tuple[torch.Tensor, torch.Generator]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator) * float(scale), generator
+
+
+def familiar(scheduler, steps=None, start=0, seed=0, channels=4, set_with=None, **options) -> SimpleNamespace:
+    """A pass through ``set_timesteps`` and ``step``; works on the reference's schedulers and on ours."""
+    scheduler.set_timesteps(**(set_with or {"num_inference_steps": steps}))
+    x, generator = begin(SHAPE, scheduler.init_noise_sigma, seed)
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        options["generator"] = generator
+    path, originals = [x], []
+    for t in scheduler.timesteps[start:]:
+        output = network(scheduler.scale_model_input(x, t), t, channels)
+        x, *original = scheduler.step(output, t, x, return_dict=False, **options)
+        path.append(x)
+        originals += original
+    return SimpleNamespace(path=path, originals=originals)
+
+
+def planned(scheduler, steps=None, start=0, seed=0, channels=4, set_with=None, **options) -> SimpleNamespace:
+    """The same through ``plan``."""
+    run = scheduler.plan(steps, **options) if set_with is None else scheduler.plan(**set_with, **options)
+    x, generator = begin(SHAPE, run.init_noise_sigma, seed)
+
+    def noise(like):
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype)
+
+    path, originals = [x], []
+    for i in range(start, len(run)):
+        output = network(run.scale_model_input(x, i), run.timesteps[i], channels)
+        out = run.step(output, i, x, noise)
+        x = out.prev_sample
+        path.append(x)
+        originals.append(out.pred_original_sample)
+    return SimpleNamespace(path=path, originals=originals)
+
+
+def finite(trajectory: SimpleNamespace) -> bool:
+    return all(x.isfinite().all() for x in trajectory.path)
+
+
+def distance(ours: SimpleNamespace, theirs: SimpleNamespace) -> float:
+    """Greatest difference anywhere on the way, relative to the greatest number met so far (at least 1)."""
+    assert len(ours.path) == len(theirs.path)
+    assert finite(ours), "ours has numbers that are not finite"
+    if not finite(theirs):  # where the reference takes the root of a rounding error below zero
+        return 0.0
+    worst, scale = 0.0, 1.0
+    for a, b in zip(ours.path, theirs.path):
+        scale = max(scale, b.abs().max().item())
+        worst = max(worst, (a - b).abs().max().item() / scale)
+    return worst
+
+
+@cache
+def reference():
+    import logging
+
+    import diffusers
+
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    return diffusers
+
+
+def both(name: str, **config):
+    """(ours, the reference's) of the same class and config."""
+    import langevin
+
+    return getattr(langevin, name)(**config), getattr(reference(), name)(**config)
