@@ -41,20 +41,13 @@ def denoise(
     """
     total = len(run)
     for i in range(start, total if stop is None else stop):
-
-        def predict(x: Tensor, names, attention=None, i: int = i) -> dict[str, Tensor]:
-            chosen = {name: branches[name] for name in names}
-            return denoiser(run.scale_model_input(x, i), run.timesteps[i], chosen, attention)
-
-        step = Step(i, total, run.timesteps[i], run, branches, predict, noise)
-        for guider in guiders:
-            x = guider.before(x, step)
-
+        step = Step(i, total, run.timesteps[i], run, branches, denoiser, noise)
         names, attention = ["positive"], None
         for guider in guiders:
+            x = guider.before(x, step)
             names += [name for name in guider.needs(step) if name not in names]
             attention = guider.attention(step) or attention
-        predictions = predict(x, names[::-1], attention)
+        predictions = step.predict(x, names[::-1], attention)
         prediction = predictions["positive"]
         for guider in guiders:
             prediction = guider.combine(prediction, predictions, x, step)

@@ -16,10 +16,10 @@ from diffusers.configuration_utils import ConfigMixin as ReferenceConfig
 from diffusers.configuration_utils import register_to_config as reference_register
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.checkpoints.nets import Net, one_clear_line
 
 import langevin
 from langevin.checkpoints.config import ConfigMixin, FrozenConfig, read_json, register_to_config, to_json
+from tests.checkpoints.nets import Net, one_clear_line
 
 SETTINGS = {"a": 1, "b": (1, 2), "c": None, "rate": 0.5}
 
@@ -203,7 +203,7 @@ def test_the_reference_reads_what_is_written_and_the_other_way_round(tmp_path):
 
 
 def test_arrays_tuples_paths_and_dtypes_have_a_json_form():
-    values = dict(a=np.array([1, 2.5]), b=(np.float32(0.5), np.int64(3)), c=Path("/x/y"), rate=torch.bfloat16)
+    values = {"a": np.array([1, 2.5]), "b": (np.float32(0.5), np.int64(3)), "c": Path("/x/y"), "rate": torch.bfloat16}
     written = json.loads(Thing(**values).to_json_string())
     assert (written["a"], written["b"], written["c"], written["rate"]) == ([1.0, 2.5], [0.5, 3], "/x/y", "bfloat16")
 
@@ -236,7 +236,7 @@ json_values = st.recursive(
 
 
 @settings(max_examples=100, deadline=None)
-@given(values=st.fixed_dictionaries({}, optional={name: json_values for name in SETTINGS}), extra=json_values)
+@given(values=st.fixed_dictionaries({}, optional=dict.fromkeys(SETTINGS, json_values)), extra=json_values)
 def test_any_settings_come_back_from_disk(values, extra, tmp_path_factory):
     folder = tmp_path_factory.mktemp("config")
     made = Thing.from_config({**values, "extra_key": extra})

@@ -167,7 +167,7 @@ def test_a_url_is_only_fetched_when_asked(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", offline)
-    with pytest.raises(ConnectionError, match="could not fetch https://example.com/cat.png: no network"):
+    with pytest.raises(ConnectionError, match=r"could not fetch https://example\.com/cat\.png: no network"):
         load_image("https://example.com/cat.png", allow_url=True)
 
 

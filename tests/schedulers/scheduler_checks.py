@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import torch
 
+from langevin import schedulers
+
 STEPS = (1, 2, 3, 7, 20, 50)
 SHAPE = (2, 4, 4, 4)
 
@@ -18,15 +20,15 @@ def network(x: torch.Tensor, t, channels: int = 4) -> torch.Tensor:
     return base if channels == x.shape[1] else torch.cat([base, 0.4 * x.roll(2, -1).sin() + 0.5], 1)
 
 
-def begin(shape, scale: float, seed: int) -> tuple[torch.Tensor, torch.Generator]:
+def begin(shape, scale: float, seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Generator]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator) * float(scale), generator
+    return (torch.randn(shape, generator=generator) * float(scale)).to(dtype), generator
 
 
-def familiar(scheduler, steps=None, start=0, seed=0, channels=4, set_with=None, **options) -> SimpleNamespace:
+def familiar(scheduler, steps=None, start=0, seed=0, channels=4, set_with=None, dtype=torch.float32, **options):
     """A pass through ``set_timesteps`` and ``step``; works on the reference's schedulers and on ours."""
     scheduler.set_timesteps(**(set_with or {"num_inference_steps": steps}))
-    x, generator = begin(SHAPE, scheduler.init_noise_sigma, seed)
+    x, generator = begin(SHAPE, scheduler.init_noise_sigma, seed, dtype)
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = generator
     path, originals = [x], []
@@ -38,10 +40,10 @@ def familiar(scheduler, steps=None, start=0, seed=0, channels=4, set_with=None, 
     return SimpleNamespace(path=path, originals=originals)
 
 
-def planned(scheduler, steps=None, start=0, seed=0, channels=4, set_with=None, **options) -> SimpleNamespace:
+def planned(scheduler, steps=None, start=0, seed=0, channels=4, set_with=None, dtype=torch.float32, **options):
     """The same through ``plan``."""
     run = scheduler.plan(steps, **options) if set_with is None else scheduler.plan(**set_with, **options)
-    x, generator = begin(SHAPE, run.init_noise_sigma, seed)
+    x, generator = begin(SHAPE, run.init_noise_sigma, seed, dtype)
 
     def noise(like):
         return torch.randn(like.shape, generator=generator, dtype=like.dtype)
@@ -67,7 +69,7 @@ def distance(ours: SimpleNamespace, theirs: SimpleNamespace) -> float:
     if not finite(theirs):  # where the reference takes the root of a rounding error below zero
         return 0.0
     worst, scale = 0.0, 1.0
-    for a, b in zip(ours.path, theirs.path):
+    for a, b in zip(ours.path, theirs.path, strict=True):
         scale = max(scale, b.abs().max().item())
         worst = max(worst, (a - b).abs().max().item() / scale)
     return worst
@@ -85,6 +87,4 @@ def reference():
 
 def both(name: str, **config):
     """(ours, the reference's) of the same class and config."""
-    import langevin
-
-    return getattr(langevin, name)(**config), getattr(reference(), name)(**config)
+    return getattr(schedulers, name)(**config), getattr(reference(), name)(**config)

@@ -29,7 +29,8 @@ def test_same_seed_same_pictures_and_captions():
 def test_pictures_have_the_stated_form_and_do_not_depend_on_the_batch():
     made = scenes(12)
     pictures = world.render(made)
-    assert pictures.shape == (12, 64, 64, 3) and pictures.dtype == np.uint8
+    assert pictures.shape == (12, 64, 64, 3)
+    assert pictures.dtype == np.uint8
     for scene, picture in zip(made, pictures, strict=True):
         np.testing.assert_array_equal(world.render([scene])[0], picture)
 
@@ -43,7 +44,8 @@ def test_edges_are_smooth_and_areas_are_right(shape):
     inside = world._DISTANCE[shape](fine[None] - 31.3, fine[:, None] - 32.6, np.float32(14.2)) < 0
     exact = inside.reshape(64, 8, 64, 8).mean((1, 3))
     assert abs(alpha.sum() - exact.sum()) < 0.02 * exact.sum()
-    assert np.abs(alpha - exact).max() < 0.5 and np.abs(alpha - exact).mean() < 0.003
+    assert np.abs(alpha - exact).max() < 0.5
+    assert np.abs(alpha - exact).mean() < 0.003
 
 
 def test_things_lie_inside_and_apart():
@@ -144,7 +146,8 @@ def test_reader_is_right_on_clean_pictures():
             any(abs(f.x - t.x) < 1.5 and abs(f.y - t.y) < 1.5 for f in reading.things) for t in scene.things
         )
         matched += reader.matches(reading, world.parse(world.caption(scene, rng)))
-    assert right >= 0.99 * len(made) and matched >= 0.99 * len(made)
+    assert right >= 0.99 * len(made)
+    assert matched >= 0.99 * len(made)
 
 
 def test_reader_takes_larger_pictures_and_pil_images():

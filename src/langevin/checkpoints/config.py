@@ -99,7 +99,7 @@ class ConfigMixin:
             if not path.is_file():
                 folder = folders.resolve(source, choose=folders.only(cls.config_name, subfolder), **hub)
                 commit = folders.commit_of(folder)
-                path = folders.inside(folder, subfolder) / cls.config_name
+                path = folders.inside(folder, subfolder, cls.config_name)
             config = read_json(path)
         extra = ([kwargs] if return_unused_kwargs else []) + ([commit] if return_commit_hash else [])
         return (config, *extra) if extra else config

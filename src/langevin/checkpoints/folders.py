@@ -82,21 +82,23 @@ def _from_hub(
     force_download: bool,
 ) -> Path:
     looked = f"There is no folder {Path(name).absolute()}, "
-    try:
-        import huggingface_hub as hub
-        from huggingface_hub import constants
-    except ImportError:
-        raise CheckpointError(looked + "and hub ids need huggingface_hub: pip install huggingface_hub.") from None
-    where = {"repo_id": name, "revision": revision, "cache_dir": cache_dir, "token": token}
-    offline = constants.HF_HUB_OFFLINE if local_files_only is None else local_files_only
-    if not offline:
+    offline = _hub_is_off() if local_files_only is None else local_files_only
+    if offline:
+        problem = "and going to the hub is switched off (local_files_only=True or HF_HUB_OFFLINE=1)"
+    else:
         try:
-            files = hub.HfApi(token=token).repo_info(name, revision=revision).siblings or []
-            names = [file.rfilename for file in files]
+            import huggingface_hub as hub
+        except ImportError:
+            raise CheckpointError(looked + "and hub ids need huggingface_hub: pip install huggingface_hub.") from None
+        where = {"repo_id": name, "revision": revision, "cache_dir": cache_dir, "token": token}
 
-            def fetch(file: str) -> Path:
-                return Path(hub.hf_hub_download(filename=file, force_download=force_download, **where))
+        def fetch(file: str) -> Path:
+            return Path(hub.hf_hub_download(filename=file, force_download=force_download, **where))
 
+        try:
+            names = [
+                file.rfilename for file in hub.HfApi(token=token).repo_info(name, revision=revision).siblings or []
+            ]
             wanted = names if choose is None else choose(names, fetch)
             patterns = [glob.escape(file) for file in wanted]
             return Path(hub.snapshot_download(allow_patterns=patterns, force_download=force_download, **where))
@@ -104,13 +106,28 @@ def _from_hub(
             raise
         except Exception as error:  # the hub's errors have many bases: HTTP, connection, validation, its own
             problem = _hub_problem(error, name, revision)
-    else:
-        problem = "and going to the hub is switched off (local_files_only=True or HF_HUB_OFFLINE=1)"
-    try:
-        return Path(hub.snapshot_download(local_files_only=True, **where))
-    except Exception:  # whatever keeps the cache from having it
-        cache = cache_dir or constants.HF_HUB_CACHE
-        raise CheckpointError(f"{looked}it is not in the cache {cache}, {problem}. {_box_line()}") from None
+    cache = Path(cache_dir) if cache_dir else _hub_cache()
+    folder = _in_cache(cache, name, revision)
+    if folder is None:
+        raise CheckpointError(f"{looked}it is not in the cache {cache}, {problem}. {_box_line()}")
+    if not offline:
+        logger.warning("%s is taken from the cache as it is there, %s.", name, problem)
+    return folder
+
+
+def _in_cache(cache: Path, name: str, revision: str | None) -> Path | None:
+    """The snapshot of a hub id in the cache, complete or not; None where there is none."""
+    place = cache / f"models--{name.replace('/', '--')}"
+    reference = place / "refs" / (revision or "main")
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    folder = place / "snapshots" / commit if commit else None
+    return folder if folder and folder.is_dir() else None
+
+
+def _hub_is_off() -> bool:
+    """Whether the environment says not to go to the hub."""
+    yes = {"1", "ON", "YES", "TRUE"}
+    return any(os.environ.get(name, "").upper() in yes for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 
 def _hub_problem(error: Exception, name: str, revision: str | None) -> str:

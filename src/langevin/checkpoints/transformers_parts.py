@@ -107,19 +107,21 @@ def load(
         _check_model(folder, root, what, variant, use_safetensors)
         safe = bool(files([path.name for path in folder.iterdir()], variant, True)) and use_safetensors is not False
         options |= {"dtype": dtype or "auto", "variant": variant, "use_safetensors": safe}
-        options["output_loading_info"] = True
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told below, in one line
+    elif vocabulary := getattr(cls, "vocab_files_names", None):
+        _check_tokenizer(folder, what, vocabulary)
     try:
         with quiet():
             made = cls.from_pretrained(str(folder), **options)  # type: ignore[attr-defined]
     except Exception as error:  # transformers raises whatever its readers raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        telling = next(
-            (line for line in lines if "size mismatch" in line or "shape" in line), lines[0] if lines else ""
-        )
-        raise CheckpointError(f"Cannot load {what}: {telling or type(error).__name__}") from None
+        raise CheckpointError(f"Cannot load {what}: {lines[0] if lines else type(error).__name__}") from None
     if not is_model(cls):
         return made
     made, info = made
+    if info["mismatched_keys"]:
+        key, found, wanted = sorted(info["mismatched_keys"])[0]
+        raise CheckpointError(f"{what}: {key} has shape {tuple(found)}, but the config wants {tuple(wanted)}.")
     missing = sorted(info["missing_keys"])
     if missing:
         some = ", ".join(missing[:5]) + ", …" * (len(missing) > 5)
@@ -143,6 +145,14 @@ def _check_model(folder: Path, root: Path, what: str, variant: str | None, use_s
         absent = [path.name for path in weights.shards(folder / found[0], folder, root) if not path.is_file()]
         if absent:
             raise CheckpointError(f"{what} lacks {', '.join(absent)}; the download or copy is incomplete.")
+
+
+def _check_tokenizer(folder: Path, what: str, vocabulary: dict[str, str]) -> None:
+    """transformers makes an empty tokenizer of an empty folder: refuse that."""
+    whole, parts = "tokenizer.json", [name for key, name in vocabulary.items() if key != "tokenizer_file"]
+    lacking = [name for name in parts if not (folder / name).is_file()]
+    if not (folder / whole).is_file() and (lacking or not parts):
+        raise CheckpointError(f"{what} has neither {whole} nor {' and '.join(parts) or 'a vocabulary'}.")
 
 
 def _leaves(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:

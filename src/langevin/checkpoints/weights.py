@@ -235,7 +235,8 @@ def assign(
     ]
     if mismatched and not ignore_mismatched_sizes:
         key, found, shape = mismatched[0]
-        more = f" ({len(mismatched) - 1} other weights differ too)" if len(mismatched) > 1 else ""
+        others = len(mismatched) - 1
+        more = f" ({others} other weight{'s differ' if others > 1 else ' differs'} too)" if others else ""
         raise CheckpointError(
             f"{where}: {key} has shape {found}, but this {name} wants {shape}{more}; the config does not belong to "
             "these weights (ignore_mismatched_sizes=True starts such weights afresh)."

@@ -101,7 +101,7 @@ def _load(settings: dict[str, Any], model: str, device: str | None, ours: bool) 
             raise
         raise Failure(f"its model {model!r} cannot be loaded; name another with --model ({error})") from error
     scheduler, config = settings.get("scheduler"), settings.get("scheduler_config") or {}
-    if scheduler in schedulers().values():
+    if isinstance(scheduler, str) and scheduler in schedulers().values():
         if ours:
             set_scheduler(pipe, scheduler, config, {})
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def schedulers() -> dict[str, str]:
     import langevin
 
     classes = [name for name in langevin.__all__ if name.endswith("Scheduler")]
-    return {re.sub(r"(Discrete|Multistep)?Scheduler$", "", name).lower(): name for name in sorted(classes)}
+    return dict(sorted((re.sub(r"(Discrete|Multistep)?Scheduler$", "", name).lower(), name) for name in classes))
 
 
 def parse_scheduler(name: str) -> tuple[str, dict[str, Any]]:
@@ -70,8 +71,8 @@ def parse_scheduler(name: str) -> tuple[str, dict[str, Any]]:
         return re.sub(r"[^a-z0-9+]", "", text.lower())
 
     known = schedulers()
-    by_name = {bare(short): (cls, {}) for short, cls in known.items()}
-    by_name |= {bare(cls): (cls, {}) for cls in known.values()}
+    by_name: dict[str, tuple[str, dict[str, Any]]] = {bare(short): (cls, {}) for short, cls in known.items()}
+    by_name |= {bare(written): (cls, {}) for cls in known.values() for written in (cls, cls.removesuffix("Scheduler"))}
     for sampler in SAMPLERS:
         for schedule in ("", " Karras", " Exponential"):
             cls, config = scheduler_of(sampler + schedule)
@@ -98,6 +99,8 @@ def load_pipeline(model: str, dtype: Any, device: str, kind: str | None = None) 
     """The pipeline of a model on a device; ``kind`` names the class, where it is not the model's own."""
     import langevin
 
+    if os.path.isdir(os.path.expanduser(model)):  # written into pictures, which are made again from anywhere
+        model = os.path.abspath(os.path.expanduser(model))
     cls = langevin.DiffusionPipeline
     if kind is not None and kind in langevin.__all__ and kind.endswith("Pipeline"):
         cls = getattr(langevin, kind)

@@ -36,19 +36,15 @@ def check_out(out: Path | None) -> None:
 
 def targets(out: Path | None, prompt: str | None, seeds: list[int], force: bool) -> list[Path]:
     """One path for each picture, all different. Only with ``force`` may one of them exist already."""
-    if out is None or out.is_dir():
-        folder = out or Path()
-        wanted = [folder / f"{slug(prompt)}-{seed}.png" for seed in seeds]
-    elif len(seeds) == 1:
-        wanted = [out]
-    else:
-        wanted = [out.with_stem(f"{out.stem}-{k}") for k in range(1, len(seeds) + 1)]
-    if force and out is not None and not out.is_dir():
-        return wanted
     chosen: list[Path] = []
-    numbered = len(seeds) > 1 and out is not None and not out.is_dir()
+    if out is None or out.is_dir():
+        for seed in seeds:
+            path = (out or Path()) / f"{slug(prompt)}-{seed}.png"
+            chosen.append(free(path, chosen, path.stem))
+        return chosen
+    wanted = [out] if len(seeds) == 1 else [out.with_stem(f"{out.stem}-{k}") for k in range(1, len(seeds) + 1)]
     for path in wanted:
-        chosen.append(free(path, chosen, out.stem if numbered else path.stem))
+        chosen.append(path if force else free(path, chosen, out.stem))
     return chosen
 
 

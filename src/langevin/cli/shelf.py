@@ -48,8 +48,8 @@ def show(as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title, justify in (("model", "left"), ("size", "right"), ("class", "left"), ("", "left")):
-        table.add_column(title, justify=justify, overflow="fold")
+    for title in ("model", "size", "class", ""):
+        table.add_column(title, justify="right" if title == "size" else "left", overflow="fold")
     for row in rows:
         what = row["description"] if row["where"] == "box" else "in the hub cache"
         table.add_row(row["name"], size_text(row["bytes"]), row["class"], what)

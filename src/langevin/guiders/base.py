@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,7 @@ class Step:
         timestep: what the network is told.
         run: the scheduler's run; ``run.add_noise(x0, noise, index)`` brings a clean x to this step's level.
         branches: all conditions of the call by branch name, "positive" among them. A guider may replace entries.
-        predict: ``predict(x, names, attention=None)`` asks the network again at this step, on x of any value, for
-            the named branches (scaling x for the network is its business).
+        denoiser: the network and its wrappers; see :meth:`predict`.
         noise: ``noise(like)`` draws fresh noise from the call's generators.
     """
 
@@ -39,8 +38,13 @@ class Step:
     timestep: float
     run: Run
     branches: dict[str, Conditions]
-    predict: Callable[..., dict[str, Tensor]]
+    denoiser: Denoiser
     noise: Callable[[Tensor], Tensor]
+
+    def predict(self, x: Tensor, names: Iterable[str], attention: Callable | None = None) -> dict[str, Tensor]:
+        """Ask the network at this step about any x (unscaled), for the named branches."""
+        chosen = {name: self.branches[name] for name in names}
+        return self.denoiser(self.run.scale_model_input(x, self.index), self.timestep, chosen, attention)
 
     @property
     def progress(self) -> float:

@@ -89,12 +89,11 @@ def exif_text(settings: dict[str, Any], given: bytes | Image.Exif | None = None)
     exif = Image.Exif()
     if given is not None:
         exif.load(given if isinstance(given, bytes) else given.tobytes())
-    ifd = exif.get_ifd(EXIF_IFD)
+    ifd = dict(exif.get_ifd(EXIF_IFD))
     ifd.setdefault(USER_COMMENT, encode_user_comment(_writable(settings_to_text(settings))))
     ifd.setdefault(MAKER_NOTE, MAKER + settings_to_json(settings).encode("ascii"))
     for dropped in ([], [USER_COMMENT], [USER_COMMENT, MAKER_NOTE]):
-        for tag in dropped:
-            ifd.pop(tag, None)
+        exif[EXIF_IFD] = {tag: value for tag, value in ifd.items() if tag not in dropped}
         if len(exif.tobytes()) <= _EXIF_LIMIT:
             break
     if dropped:
@@ -169,7 +168,7 @@ class Picture(Image.Image):
         mine, theirs = ((x.mode, x.size, x.info, x.getpalette(), x.tobytes()) for x in (self, other))
         return mine == theirs
 
-    __hash__ = None  # as PIL's images, which can be changed in place
+    __hash__ = None  # type: ignore[assignment]  # as PIL's images, which can be changed in place
 
     def save(self, fp: str | bytes | os.PathLike | IO[bytes], format: str | None = None, **params: Any) -> None:
         """PIL's ``save`` (same arguments), with the settings written in and the file replaced in one move.
@@ -178,23 +177,22 @@ class Picture(Image.Image):
         Raises ValueError for an unknown file extension, and OSError if the file cannot be written; an old
         file is then still there, whole.
         """
-        is_path = isinstance(fp, (str, bytes, os.PathLike))
-        if format is None and is_path:
-            extension = os.path.splitext(os.fsdecode(fp))[1].lower()
+        path = os.fsdecode(fp) if isinstance(fp, (str, bytes, os.PathLike)) else None
+        if format is None and path is not None:
+            extension = os.path.splitext(path)[1].lower()
             format = Image.registered_extensions().get(extension)
             if format is None:
                 known = "no extension" if not extension else f"the unknown extension {extension!r}"
-                raise ValueError(f"cannot save {os.fsdecode(fp)!r}, which has {known}: use .png, .jpg or .webp")
+                raise ValueError(f"cannot save {path!r}, which has {known}: use .png, .jpg or .webp")
         kind = (format or os.path.splitext(str(getattr(fp, "name", "")))[1].lstrip(".")).upper()
         if self.settings is not None:
             if kind == "PNG":
                 params["pnginfo"] = png_text(self.settings, params.get("pnginfo"))
             elif kind in ("JPEG", "JPG", "WEBP", "AVIF", "TIFF"):
                 params["exif"] = exif_text(self.settings, params.get("exif"))
-        if not is_path or params.get("append"):
-            if fp is sys.stdout:
-                fp = sys.stdout.buffer
-            super().save(fp, format, **params)
+        if path is None or params.get("append"):
+            file: Any = sys.stdout.buffer if fp is sys.stdout else fp  # type: ignore[union-attr]
+            super().save(file, format, **params)
             return
-        with atomic_file(os.fsdecode(fp)) as file:
+        with atomic_file(path) as file:
             super().save(file, format, **params)

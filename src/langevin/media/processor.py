@@ -114,19 +114,16 @@ class VaeImageProcessor:
         Arrays are (batch, height, width[, channels]), tensors (batch, channels, height, width).
         """
         if isinstance(image, Image.Image):
-            own = image.height, image.width
-        elif isinstance(image, torch.Tensor):
-            own = tuple(image.shape[2:4])
+            own_height, own_width = image.height, image.width
         else:
-            own = tuple(image.shape[1:3])
+            own_height, own_width = image.shape[2:4] if isinstance(image, torch.Tensor) else image.shape[1:3]
+        height, width = height or own_height, width or own_width
         factor = self.config.vae_scale_factor
-        rounded = tuple(side // factor * factor for side in (height or own[0], width or own[1]))
-        if 0 in rounded:
+        if min(height, width) < factor:
             raise ValueError(
-                f"{height or own[0]} x {width or own[1]} (height x width) is too small: "
-                f"this model needs at least {factor} x {factor}"
+                f"{height} x {width} (height x width) is too small: this model needs at least {factor} x {factor}"
             )
-        return rounded
+        return height // factor * factor, width // factor * factor
 
     def resize(
         self,

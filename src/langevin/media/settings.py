@@ -315,9 +315,9 @@ def decode_user_comment(comment: bytes | str) -> str:
     if code == b"UNICODE\0":
         if body[:2] in (b"\xff\xfe", b"\xfe\xff"):
             return body.decode("utf-16", "replace")
-        # The standard leaves the byte order open. In most text, half of the bytes are zero: the high ones.
-        little = body[1::2].count(0) > body[0::2].count(0)
-        return body.decode("utf-16-le" if little else "utf-16-be", "replace")
+        # The standard leaves the byte order open. The wrong one turns the letters of "Steps: 20" into Chinese.
+        readings = [body.decode(order, "replace") for order in ("utf-16-be", "utf-16-le")]
+        return max(readings, key=lambda reading: sum(" " <= c <= "~" for c in reading))
     if code in (b"ASCII\0\0\0", b"\0" * 8):
         comment = body
     return comment.decode("utf-8", "replace").rstrip("\0")

@@ -12,10 +12,12 @@ from langevin.models.base import ModelMixin
 from langevin.models.distributions import DiagonalGaussianDistribution
 from langevin.models.layers.activation import activation
 from langevin.models.layers.attention import Attend
-from langevin.models.layers.blocks import DOWN, MID, UP, Call, DownStage, MidStage, Options, UpStage, kind_of
+from langevin.models.layers.blocks import DownStage, MidStage, UpStage
+from langevin.models.layers.conditioning import check_sample
+from langevin.models.layers.kinds import DOWN, MID, UP, Options, check_stages, kind_of
 from langevin.models.layers.legacy import rename_old_attention
+from langevin.models.layers.map_attention import Call
 from langevin.models.outputs import AutoencoderKLOutput, DecoderOutput
-from langevin.models.unet_2d import check_sample, check_stages
 
 
 class Encoder(nn.Module):
@@ -95,7 +97,7 @@ class Decoder(nn.Module):
         call = Call(attention=attention)
         x = self.mid_block(self.conv_in(z), call)
         # The stages may have been left in float32 where the rest is float16 (SDXL's overflow).
-        x = x.to(self.up_blocks[0].resnets[0].conv1.weight.dtype)
+        x = x.to(next(self.up_blocks.parameters()).dtype)
         for stage in self.up_blocks:
             x, _ = stage(x, [], call)
         return self.conv_out(self.conv_act(self.conv_norm_out(x)))
@@ -121,22 +123,25 @@ class AutoencoderKL(ModelMixin):
         self,
         in_channels: int = 3,
         out_channels: int = 3,
-        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",),
-        up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",),
+        # the stages
         block_out_channels: tuple[int, ...] = (64,),
         layers_per_block: int = 1,
-        act_fn: str = "silu",
-        latent_channels: int = 4,
+        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",),
+        up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",),
+        mid_block_add_attention: bool = True,
         norm_num_groups: int = 32,
-        sample_size: int = 32,
+        act_fn: str = "silu",
+        # the latents
+        latent_channels: int = 4,
+        use_quant_conv: bool = True,
+        use_post_quant_conv: bool = True,
         scaling_factor: float = 0.18215,
         shift_factor: float | None = None,
         latents_mean: tuple[float, ...] | None = None,
         latents_std: tuple[float, ...] | None = None,
+        # how it is run
+        sample_size: int = 32,
         force_upcast: bool = True,
-        use_quant_conv: bool = True,
-        use_post_quant_conv: bool = True,
-        mid_block_add_attention: bool = True,
     ) -> None:
         super().__init__()
         channels = tuple(block_out_channels)
@@ -209,7 +214,7 @@ class AutoencoderKL(ModelMixin):
         attention: Attend | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
         """There and back: pictures -> latents (drawn with ``sample_posterior``, else the mode) -> pictures."""
-        posterior = self.encode(sample, attention=attention).latent_dist
+        (posterior,) = self.encode(sample, return_dict=False, attention=attention)
         z = posterior.sample(generator) if sample_posterior else posterior.mode()
         return self.decode(z, return_dict, attention=attention)
 

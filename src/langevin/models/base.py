@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
@@ -166,13 +167,18 @@ class ModelMixin(nn.Module, ConfigMixin):
         low_cpu_mem_usage: bool,
         ignore_mismatched_sizes: bool,
     ) -> tuple[Self, dict[str, list]]:
-        if low_cpu_mem_usage:
-            with weights.FastInit():
-                model = cls.from_config(config, **overrides)
-        else:
-            model = cls.from_config(config, **overrides)
-        tensors = cls.convert_state_dict(weights.read(files, dtype, device or "cpu"))
         where = str(files[0] if len(files) == 1 else files[0].parent)
+        try:
+            with weights.FastInit() if low_cpu_mem_usage else contextlib.nullcontext():
+                model = cls.from_config(config, **overrides)
+        except Exception as error:  # whatever a constructor makes of settings that are not its own
+            described = config.get("_class_name", "no class")
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            place = files[0].parent
+            raise CheckpointError(
+                f"No {cls.__name__} can be built from the config in {place}, which is that of {described}: {line}"
+            ) from error
+        tensors = cls.convert_state_dict(weights.read(files, dtype, device or "cpu"))
         info = weights.assign(model, tensors, where, ignore_mismatched_sizes)
         fresh = weights.without_storage(model)
         if fresh:

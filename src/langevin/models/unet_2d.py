@@ -10,10 +10,15 @@ from langevin.checkpoints.config import register_to_config
 from langevin.models.base import ModelMixin
 from langevin.models.layers.activation import activation
 from langevin.models.layers.attention import Attend
-from langevin.models.layers.blocks import DOWN, MID, UP, Call, DownStage, MidStage, Options, UpStage, kind_of
+from langevin.models.layers.blocks import DownStage, MidStage, UpStage, divisors, size_above
+from langevin.models.layers.conditioning import check_labels, check_sample
 from langevin.models.layers.embeddings import FourierFeatures, TimestepEmbedding, Timesteps, per_sample
+from langevin.models.layers.kinds import DOWN, MID, UP, Options, check_stages, kind_of
 from langevin.models.layers.legacy import rename_old_attention
+from langevin.models.layers.map_attention import Call
 from langevin.models.outputs import UNet2DOutput
+
+Size = int | tuple[int, int] | None
 
 
 class UNet2DModel(ModelMixin):
@@ -25,7 +30,7 @@ class UNet2DModel(ModelMixin):
         center_input_sample: map the input from [0, 1] to [-1, 1] first.
         time_embedding_type: ``positional``, ``fourier`` (the input is then log-scaled noise levels, and the output is
             divided by them) or ``learned`` (a table of ``num_train_timesteps``).
-        down_block_types, mid_block_type, up_block_types: names in :mod:`langevin.models.layers.blocks`.
+        down_block_types, mid_block_type, up_block_types: names in :mod:`langevin.models.layers.kinds`.
         block_out_channels: channels of each stage.
         layers_per_block: residual blocks of each stage on the way down; one more on the way up.
         attention_head_dim: width of an attention head; None: one head.
@@ -37,34 +42,37 @@ class UNet2DModel(ModelMixin):
     @register_to_config
     def __init__(
         self,
-        sample_size: int | tuple[int, int] | None = None,
+        sample_size: Size = None,
         in_channels: int = 3,
         out_channels: int = 3,
-        center_input_sample: bool = False,
-        time_embedding_type: str = "positional",
-        time_embedding_dim: int | None = None,
-        freq_shift: int = 0,
-        flip_sin_to_cos: bool = True,
-        down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        mid_block_type: str | None = "UNetMidBlock2D",
-        up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        # the stages
         block_out_channels: tuple[int, ...] = (224, 448, 672, 896),
         layers_per_block: int = 2,
-        mid_block_scale_factor: float = 1,
-        downsample_padding: int = 1,
+        down_block_types: tuple[str, ...] = ("DownBlock2D",) + ("AttnDownBlock2D",) * 3,
+        mid_block_type: str | None = "UNetMidBlock2D",
+        up_block_types: tuple[str, ...] = ("AttnUpBlock2D",) * 3 + ("UpBlock2D",),
         downsample_type: str = "conv",
+        downsample_padding: int = 1,
         upsample_type: str = "conv",
-        dropout: float = 0.0,
+        # residual blocks and attention
         act_fn: str = "silu",
-        attention_head_dim: int | None = 8,
-        norm_num_groups: int = 32,
-        attn_norm_num_groups: int | None = None,
+        dropout: float = 0.0,
         norm_eps: float = 1e-5,
+        norm_num_groups: int = 32,
         resnet_time_scale_shift: str = "default",
+        mid_block_scale_factor: float = 1,
         add_attention: bool = True,
-        class_embed_type: str | None = None,
-        num_class_embeds: int | None = None,
+        attention_head_dim: int | None = 8,
+        attn_norm_num_groups: int | None = None,
+        # time and class
+        center_input_sample: bool = False,
+        freq_shift: int = 0,
+        flip_sin_to_cos: bool = True,
+        time_embedding_dim: int | None = None,
+        time_embedding_type: str = "positional",
         num_train_timesteps: int | None = None,
+        num_class_embeds: int | None = None,
+        class_embed_type: str | None = None,
     ) -> None:
         super().__init__()
         channels = tuple(block_out_channels)
@@ -89,7 +97,7 @@ class UNet2DModel(ModelMixin):
             )
         self.time_embedding = TimestepEmbedding(t_dim, time_dim)
 
-        self.class_embedding: nn.Module | None = None
+        self.class_embedding: Any = None
         if class_embed_type == "timestep":
             self.class_embedding = TimestepEmbedding(t_dim, time_dim)
         elif class_embed_type == "identity":
@@ -181,10 +189,10 @@ class UNet2DModel(ModelMixin):
         learned = self.config["time_embedding_type"] == "learned"
         emb = self.time_embedding(self.time_proj(t.long() if learned else t).to(sample.dtype))
         if self.class_embedding is not None:
-            check_labels(class_labels, sample)
+            labels = check_labels(class_labels, sample)
             if self.config["class_embed_type"] == "timestep":
-                class_labels = self.time_proj(class_labels).to(sample.dtype)
-            emb = emb + self.class_embedding(class_labels).to(emb.dtype)
+                labels = self.time_proj(labels).to(sample.dtype)
+            emb = emb + self.class_embedding(labels).to(emb.dtype)
         elif class_labels is not None:
             raise ValueError("class_labels were given to a network that is told no class; leave them out")
         call = Call(emb=emb, attention=attention)
@@ -208,50 +216,3 @@ class UNet2DModel(ModelMixin):
         if self.config["time_embedding_type"] == "fourier":
             x = (x / t[:, None, None, None]).to(sample.dtype)
         return UNet2DOutput(sample=x) if return_dict else (x,)
-
-
-def check_stages(*, block_out_channels: tuple[int, ...], **settings: Any) -> None:
-    """Raise one line if settings that have an entry per stage differ in length from ``block_out_channels``."""
-    for name, value in settings.items():
-        if len(value) != len(block_out_channels):
-            raise ValueError(
-                f"{name} has {len(value)} entries for {len(block_out_channels)} block_out_channels; give one per stage"
-            )
-
-
-def check_labels(labels: Tensor | None, sample: Tensor) -> None:
-    """Raise one line if there is not a label for each picture."""
-    if labels is None:
-        raise ValueError("this network is told a class: give class_labels, one per picture")
-    if labels.shape[:1] != sample.shape[:1]:
-        raise ValueError(
-            f"class_labels has shape {tuple(labels.shape)} for a batch of {sample.shape[0]}; give one per picture"
-        )
-
-
-def divisors(down: nn.ModuleList, up: nn.ModuleList) -> tuple[int, int]:
-    """What the stages divide height and width by, and of what the two must be multiples (1: any size runs)."""
-    divisor = 2 ** (len(down) - 1)
-    return divisor, 1 if all(stage.kind.family == "plain" for stage in (*down, *up)) else divisor
-
-
-def size_above(up: UpStage, skips: list[Tensor | None], sample: Tensor, divisor: int) -> tuple[int, int] | None:
-    """The size that ``up`` has to reach; None if that is twice its own.
-
-    A size that was not halved evenly on the way down is met again on the way up by asking for it.
-    """
-    if up.upsamplers is None or not any(side % divisor for side in sample.shape[-2:]):
-        return None
-    return tuple(skips[-len(up.resnets) - 1].shape[-2:])
-
-
-def check_sample(sample: Tensor, channels: int, multiple: int = 1) -> None:
-    """Raise one line if ``sample`` is not (batch, channels, height, width), with sides multiples of ``multiple``."""
-    if any(side % multiple for side in sample.shape[-2:]):
-        raise ValueError(
-            f"sample is {sample.shape[-2]} high and {sample.shape[-1]} wide; this network takes multiples of {multiple}"
-        )
-    if sample.ndim != 4 or sample.shape[1] != channels:
-        raise ValueError(
-            f"sample has shape {tuple(sample.shape)}; this network takes (batch, {channels}, height, width)"
-        )

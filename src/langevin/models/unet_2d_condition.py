@@ -13,40 +13,28 @@ from langevin.checkpoints.config import register_to_config
 from langevin.models.base import ModelMixin
 from langevin.models.layers.activation import activation
 from langevin.models.layers.attention import Attend
-from langevin.models.layers.blocks import DOWN, MID, UP, Call, DownStage, MidStage, Options, UpStage, kind_of
-from langevin.models.layers.embeddings import (
-    FourierFeatures,
-    ImageHintTimeEmbedding,
-    ImageProjection,
-    ImageTimeEmbedding,
-    TextImageProjection,
-    TextImageTimeEmbedding,
-    TextTimeEmbedding,
-    TimestepEmbedding,
-    Timesteps,
-    per_sample,
-    sinusoid,
-)
+from langevin.models.layers.blocks import DownStage, MidStage, UpStage, divisors, size_above
+from langevin.models.layers.conditioning import Conditioning, attention_bias, check_sample
 from langevin.models.layers.freeu import freeu
 from langevin.models.layers.grounding import BoxProjection
+from langevin.models.layers.kinds import DOWN, MID, UP, Options, check_stages, kind_of
 from langevin.models.layers.legacy import rename_old_attention
+from langevin.models.layers.map_attention import Call
 from langevin.models.layers.transformer import Mix
 from langevin.models.outputs import UNet2DConditionOutput
-from langevin.models.unet_2d import check_labels, check_sample, check_stages, divisors, size_above
+from langevin.models.unet_2d import Size
 
-CLASS_EMBEDDINGS = ("timestep", "identity", "projection", "simple_projection")
-ADDITIONS = ("text", "text_image", "text_time", "image", "image_hint")
-CONTEXT_PROJECTIONS = ("text_proj", "text_image_proj", "image_proj")
+PerStage = int | tuple[int, ...]
 
 
-class UNet2DConditionModel(ModelMixin):
+class UNet2DConditionModel(Conditioning, ModelMixin):
     """A UNet whose layers look at a text (Rombach et al., 2022, section 3.3). Options are those of the config files.
 
     Args:
         sample_size: height and width that it was made for; a note.
         in_channels, out_channels: of the noised input (with masks, depth or low-resolution pictures joined on) and of
             the prediction.
-        down_block_types, mid_block_type, up_block_types: names in :mod:`langevin.models.layers.blocks`.
+        down_block_types, mid_block_type, up_block_types: names in :mod:`langevin.models.layers.kinds`.
         block_out_channels: channels of each stage. ``layers_per_block``, ``cross_attention_dim``,
             ``attention_head_dim``, ``only_cross_attention`` and ``transformer_layers_per_block`` are one value or one
             per stage.
@@ -69,64 +57,59 @@ class UNet2DConditionModel(ModelMixin):
     @register_to_config
     def __init__(
         self,
-        sample_size: int | tuple[int, int] | None = None,
+        sample_size: Size = None,
         in_channels: int = 4,
         out_channels: int = 4,
-        center_input_sample: bool = False,
-        flip_sin_to_cos: bool = True,
-        freq_shift: int = 0,
-        down_block_types: tuple[str, ...] = (
-            "CrossAttnDownBlock2D",
-            "CrossAttnDownBlock2D",
-            "CrossAttnDownBlock2D",
-            "DownBlock2D",
-        ),
-        mid_block_type: str | None = "UNetMidBlock2DCrossAttn",
-        up_block_types: tuple[str, ...] = (
-            "UpBlock2D",
-            "CrossAttnUpBlock2D",
-            "CrossAttnUpBlock2D",
-            "CrossAttnUpBlock2D",
-        ),
-        only_cross_attention: bool | tuple[bool, ...] = False,
+        # the stages
         block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280),
-        layers_per_block: int | tuple[int, ...] = 2,
+        layers_per_block: PerStage = 2,
+        down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        mid_block_type: str | None = "UNetMidBlock2DCrossAttn",
+        up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        # residual blocks
+        act_fn: str = "silu",
+        dropout: float = 0.0,
+        norm_eps: float = 1e-5,
+        norm_num_groups: int | None = 32,
         downsample_padding: int = 1,
         mid_block_scale_factor: float = 1,
-        dropout: float = 0.0,
-        act_fn: str = "silu",
-        norm_num_groups: int | None = 32,
-        norm_eps: float = 1e-5,
-        cross_attention_dim: int | tuple[int, ...] = 1280,
-        transformer_layers_per_block: int | tuple[Any, ...] = 1,
-        reverse_transformer_layers_per_block: tuple[Any, ...] | None = None,
-        encoder_hid_dim: int | None = None,
-        encoder_hid_dim_type: str | None = None,
-        attention_head_dim: int | tuple[int, ...] = 8,
-        num_attention_heads: int | tuple[int, ...] | None = None,
-        dual_cross_attention: bool = False,
-        use_linear_projection: bool = False,
-        class_embed_type: str | None = None,
-        addition_embed_type: str | None = None,
-        addition_time_embed_dim: int | None = None,
-        num_class_embeds: int | None = None,
-        upcast_attention: bool = False,
-        resnet_time_scale_shift: str = "default",
-        resnet_skip_time_act: bool = False,
         resnet_out_scale_factor: float = 1.0,
-        time_embedding_type: str = "positional",
-        time_embedding_dim: int | None = None,
-        time_embedding_act_fn: str | None = None,
-        timestep_post_act: str | None = None,
-        time_cond_proj_dim: int | None = None,
+        resnet_skip_time_act: bool = False,
+        resnet_time_scale_shift: str = "default",
         conv_in_kernel: int = 3,
         conv_out_kernel: int = 3,
-        projection_class_embeddings_input_dim: int | None = None,
+        # attention
+        attention_head_dim: PerStage = 8,
+        num_attention_heads: PerStage | None = None,
+        transformer_layers_per_block: int | tuple[Any, ...] = 1,
+        reverse_transformer_layers_per_block: tuple[Any, ...] | None = None,
+        use_linear_projection: bool = False,
+        upcast_attention: bool = False,
         attention_type: str = "default",
-        class_embeddings_concat: bool = False,
-        mid_block_only_cross_attention: bool | None = None,
+        # what attention looks at
+        cross_attention_dim: PerStage = 1280,
         cross_attention_norm: str | None = None,
+        dual_cross_attention: bool = False,
+        only_cross_attention: bool | tuple[bool, ...] = False,
+        mid_block_only_cross_attention: bool | None = None,
+        encoder_hid_dim_type: str | None = None,
+        encoder_hid_dim: int | None = None,
+        # time, and what is added to it
+        center_input_sample: bool = False,
+        freq_shift: int = 0,
+        flip_sin_to_cos: bool = True,
+        time_embedding_dim: int | None = None,
+        time_embedding_type: str = "positional",
+        time_embedding_act_fn: str | None = None,
+        time_cond_proj_dim: int | None = None,
+        timestep_post_act: str | None = None,
+        num_class_embeds: int | None = None,
+        class_embed_type: str | None = None,
+        class_embeddings_concat: bool = False,
+        addition_embed_type: str | None = None,
         addition_embed_type_num_heads: int = 64,
+        addition_time_embed_dim: int | None = None,
+        projection_class_embeddings_input_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.sample_size = sample_size
@@ -157,60 +140,15 @@ class UNet2DConditionModel(ModelMixin):
         if mid_block_only_cross_attention is None:
             mid_block_only_cross_attention = only_cross_attention if isinstance(only_cross_attention, bool) else False
         only_context = per_stage("only_cross_attention", only_cross_attention)
-        context_dim = context_dims[0]
 
         self.conv_in = nn.Conv2d(in_channels, channels[0], conv_in_kernel, padding=(conv_in_kernel - 1) // 2)
 
-        # What is told beside the picture becomes one vector per picture.
-        if time_embedding_type == "positional":
-            time_dim, t_dim = time_embedding_dim or channels[0] * 4, channels[0]
-            self.time_proj: nn.Module = Timesteps(t_dim, flip_sin_to_cos, freq_shift)
-        elif time_embedding_type == "fourier":
-            time_dim = t_dim = time_embedding_dim or channels[0] * 2
-            if time_dim % 2:
-                raise ValueError(f"time_embedding_dim={time_dim} is odd; 'fourier' needs as many sines as cosines")
-            self.time_proj = FourierFeatures(time_dim // 2, cos_first=flip_sin_to_cos)
-        else:
-            raise ValueError(f"time_embedding_type={time_embedding_type!r} is unknown; use 'positional' or 'fourier'")
-        self.time_embedding = TimestepEmbedding(
-            t_dim, time_dim, act=act_fn, post_act=timestep_post_act, condition_dim=time_cond_proj_dim
-        )
-        self.time_embed_act = activation(time_embedding_act_fn) if time_embedding_act_fn is not None else None
-
-        given_dim = projection_class_embeddings_input_dim
-        if given_dim is None and (
-            class_embed_type in ("projection", "simple_projection") or addition_embed_type == "text_time"
-        ):
-            what = f"class_embed_type={class_embed_type!r}" if class_embed_type else "addition_embed_type='text_time'"
-            raise ValueError(f"{what} needs projection_class_embeddings_input_dim, the width of what it projects")
-        self.class_embedding = self._class_embedding(
-            class_embed_type, num_class_embeds, t_dim, given_dim, time_dim, act_fn
-        )
-        self.encoder_hid_proj = self._context_projection(encoder_hid_dim_type, encoder_hid_dim, context_dim)
-        if addition_embed_type == "text_time":
-            self.add_time_proj = Timesteps(addition_time_embed_dim, flip_sin_to_cos, freq_shift)
-            self.add_embedding: nn.Module | None = TimestepEmbedding(given_dim, time_dim)
-        elif addition_embed_type == "text":
-            self.add_embedding = TextTimeEmbedding(
-                encoder_hid_dim or context_dim, time_dim, addition_embed_type_num_heads
-            )
-        elif addition_embed_type == "text_image":
-            self.add_embedding = TextImageTimeEmbedding(context_dim, context_dim, time_dim)
-        elif addition_embed_type == "image":
-            self.add_embedding = ImageTimeEmbedding(encoder_hid_dim, time_dim)
-        elif addition_embed_type == "image_hint":
-            self.add_embedding = ImageHintTimeEmbedding(encoder_hid_dim, time_dim)
-        elif addition_embed_type is None:
-            self.add_embedding = None
-        else:
-            raise ValueError(
-                f"addition_embed_type={addition_embed_type!r} is unknown; use one of: None, {', '.join(ADDITIONS)}"
-            )
+        emb_dim = self._add_conditioning(context_dims[0])
         gated = attention_type in ("gated", "gated-text-image")
         if gated:
             self.position_net = BoxProjection(
-                context_dim if isinstance(cross_attention_dim, int) else 768,
-                context_dim,
+                context_dims[0] if isinstance(cross_attention_dim, int) else 768,
+                context_dims[0],
                 with_images=attention_type == "gated-text-image",
             )
         elif attention_type != "default":
@@ -220,7 +158,7 @@ class UNet2DConditionModel(ModelMixin):
 
         def options(i: int, **more: Any) -> Options:
             settings: dict[str, Any] = {
-                "embedding_dim": 2 * time_dim if class_embeddings_concat else time_dim,
+                "embedding_dim": emb_dim,
                 "embedding_use": resnet_time_scale_shift,
                 "activate_embedding": not resnet_skip_time_act,
                 "output_scale": resnet_out_scale_factor,
@@ -285,43 +223,12 @@ class UNet2DConditionModel(ModelMixin):
         self._looks_at_text = any(stage.has_cross_attention for stage in (*self.down_blocks, *self.up_blocks))
         self._freeu: tuple[Any, ...] = (None,) * stages
 
-        self.conv_norm_out = self.conv_act = None
+        self.conv_norm_out: Any = None
+        self.conv_act: Any = None
         if norm_num_groups is not None:
             self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
             self.conv_act = activation(act_fn)
         self.conv_out = nn.Conv2d(channels[0], out_channels, conv_out_kernel, padding=(conv_out_kernel - 1) // 2)
-
-    @staticmethod
-    def _class_embedding(
-        kind: str | None, classes: int | None, t_dim: int, given_dim: int | None, dim: int, act: str
-    ) -> nn.Module | None:
-        if kind is None:
-            return nn.Embedding(classes, dim) if classes is not None else None
-        if kind == "timestep":
-            return TimestepEmbedding(t_dim, dim, act=act)
-        if kind == "identity":
-            return nn.Identity()
-        if kind == "projection":
-            return TimestepEmbedding(given_dim, dim)
-        if kind == "simple_projection":
-            return nn.Linear(given_dim, dim)
-        raise ValueError(f"class_embed_type={kind!r} is unknown; use one of: None, {', '.join(CLASS_EMBEDDINGS)}")
-
-    @staticmethod
-    def _context_projection(kind: str | None, given_dim: int | None, dim: int) -> nn.Module | None:
-        if kind is None and given_dim is None:
-            return None
-        if kind is not None and given_dim is None:
-            raise ValueError(f"encoder_hid_dim_type={kind!r} needs encoder_hid_dim, the width of what it projects")
-        if kind in ("text_proj", None):
-            return nn.Linear(given_dim, dim)
-        if kind == "text_image_proj":
-            return TextImageProjection(given_dim, dim, dim)
-        if kind == "image_proj":
-            return ImageProjection(given_dim, dim)
-        raise ValueError(
-            f"encoder_hid_dim_type={kind!r} is unknown; use one of: None, {', '.join(CONTEXT_PROJECTIONS)}"
-        )
 
     @classmethod
     def convert_state_dict(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -379,19 +286,20 @@ class UNet2DConditionModel(ModelMixin):
         """
         config = self.config
         kwargs = _known(cross_attention_kwargs)
-        self._check_text(encoder_hidden_states, sample)
+        if self._looks_at_text:
+            self._check_text(encoder_hidden_states, sample)
         hint_channels = 4 if config["addition_embed_type"] == "image_hint" else 0
         check_sample(sample, config["in_channels"] - hint_channels, self._multiple)
         told = (timestep_cond, class_labels, added_cond_kwargs, encoder_hidden_states)
-        emb, hint = self._embed(sample, timestep, *told)
+        emb, hint = self._vector(sample, timestep, *told)
         x = 2 * sample - 1.0 if config["center_input_sample"] else sample
         if hint is not None:
             x = torch.cat([x, hint], dim=1)
         call = Call(
             emb=emb,
-            context=self._project_context(encoder_hidden_states, added_cond_kwargs),
-            mask=_bias(attention_mask, sample, "attention_mask"),
-            context_mask=_bias(encoder_attention_mask, sample, "encoder_attention_mask"),
+            context=self._tokens(encoder_hidden_states, added_cond_kwargs),
+            mask=attention_bias(attention_mask, sample, "attention_mask"),
+            context_mask=attention_bias(encoder_attention_mask, sample, "encoder_attention_mask"),
             attention=attention,
             grounding=self._ground(kwargs.get("gligen")),
             mix=Mix(**kwargs.get("dual") or {}),
@@ -405,6 +313,7 @@ class UNet2DConditionModel(ModelMixin):
 
         x = self.conv_in(x)
         skips: list[Tensor | None] = [x]
+        stage: Any
         for stage in self.down_blocks:
             if stage.has_cross_attention:
                 x, outs, _ = stage(x, call, residual=adapter.pop() if adapter else None)
@@ -420,7 +329,7 @@ class UNet2DConditionModel(ModelMixin):
                 raise ValueError(
                     f"down_block_additional_residuals has {len(control)} maps; this network hands over {len(skips)}"
                 )
-            skips = [skip + more for skip, more in zip(skips, control, strict=True)]
+            skips = [skip + more for skip, more in zip(skips, control, strict=True)]  # type: ignore[operator]
 
         if self.mid_block is not None:
             x = self.mid_block(x, call)
@@ -438,59 +347,6 @@ class UNet2DConditionModel(ModelMixin):
         x = self.conv_out(x)
         return UNet2DConditionOutput(sample=x) if return_dict else (x,)
 
-    def _embed(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float | int,
-        timestep_cond: Tensor | None,
-        class_labels: Tensor | None,
-        added: dict[str, Tensor] | None,
-        text: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The time and all that is added to it, (batch, width); and the map of a hint, where there is one."""
-        config, dtype = self.config, sample.dtype
-        emb = self.time_embedding(self.time_proj(per_sample(timestep, sample)).to(dtype), timestep_cond)
-
-        if self.class_embedding is not None:
-            check_labels(class_labels, sample)
-            if config["class_embed_type"] == "timestep":
-                class_labels = self.time_proj(class_labels).to(dtype)
-            label = self.class_embedding(class_labels).to(dtype)
-            emb = torch.cat([emb, label], dim=-1) if config["class_embeddings_concat"] else emb + label
-
-        kind, hint = config["addition_embed_type"], None
-        if kind == "text":
-            emb = emb + self.add_embedding(text)
-        elif kind == "text_time":
-            vector, numbers = _want(added, kind, "text_embeds", "time_ids")
-            times = sinusoid(
-                numbers.flatten(),
-                config["addition_time_embed_dim"],
-                cos_first=config["flip_sin_to_cos"],
-                freq_shift=config["freq_shift"],
-            )
-            vector = torch.cat([vector, times.reshape(vector.shape[0], -1)], dim=-1)
-            emb = emb + self.add_embedding(vector.to(dtype))
-        elif kind == "text_image":
-            (image,) = _want(added, kind, "image_embeds")
-            emb = emb + self.add_embedding(added.get("text_embeds", text), image)
-        elif kind == "image":
-            emb = emb + self.add_embedding(*_want(added, kind, "image_embeds"))
-        elif kind == "image_hint":
-            vector, hint = self.add_embedding(*_want(added, kind, "image_embeds", "hint"))
-            emb = emb + vector
-        return emb if self.time_embed_act is None else self.time_embed_act(emb), hint
-
-    def _project_context(self, text: Tensor | None, added: dict[str, Tensor] | None) -> Tensor | None:
-        kind = self.config["encoder_hid_dim_type"]
-        if self.encoder_hid_proj is None:
-            return text
-        if kind == "text_image_proj":
-            return self.encoder_hid_proj(text, *_want(added, kind, "image_embeds"))
-        if kind == "image_proj":
-            return self.encoder_hid_proj(*_want(added, kind, "image_embeds"))
-        return self.encoder_hid_proj(text)
-
     def _ground(self, objects: dict[str, Tensor] | None) -> Tensor | None:
         if objects is None:
             return None
@@ -500,18 +356,6 @@ class UNet2DConditionModel(ModelMixin):
             )
         return self.position_net(**objects)
 
-    def _check_text(self, text: Tensor | None, sample: Tensor) -> None:
-        config = self.config
-        if not self._looks_at_text or config["encoder_hid_dim_type"] == "image_proj":
-            return
-        width = config["encoder_hid_dim"] or config["cross_attention_dim"]
-        width = width if isinstance(width, int) else width[0]
-        if text is None or text.ndim != 3 or text.shape[0] != sample.shape[0] or text.shape[2] != width:
-            given = "None" if text is None else f"of shape {tuple(text.shape)}"
-            raise ValueError(
-                f"encoder_hidden_states is {given}; the network takes ({sample.shape[0]}, tokens, {width}) here"
-            )
-
 
 def _known(kwargs: dict[str, Any] | None) -> dict[str, Any]:
     unknown = set(kwargs or ()) - {"gligen", "dual", "scale"}
@@ -520,22 +364,3 @@ def _known(kwargs: dict[str, Any] | None) -> dict[str, Any]:
             f"cross_attention_kwargs has {', '.join(sorted(unknown))}; known are: gligen, dual, scale (of LoRA weights)"
         )
     return kwargs or {}
-
-
-def _want(added: dict[str, Tensor] | None, kind: str, *names: str) -> list[Tensor]:
-    missing = [name for name in names if name not in (added or {})]
-    if missing:
-        given = ", ".join(added) if added else "nothing"
-        raise ValueError(f"{kind!r} needs added_cond_kwargs with {', '.join(missing)}; it was given {given}")
-    return [added[name] for name in names]  # type: ignore[index]
-
-
-def _bias(mask: Tensor | None, like: Tensor, name: str) -> Tensor | None:
-    """A mask of ones and zeros (batch, keys) as what is added to attention scores: (batch, 1, 1, keys)."""
-    if mask is None:
-        return None
-    if mask.ndim != 2 or mask.shape[0] != like.shape[0]:
-        raise ValueError(
-            f"{name} has shape {tuple(mask.shape)} for a batch of {like.shape[0]}; give (batch, keys) of ones and zeros"
-        )
-    return ((1 - mask.to(like.dtype)) * -10000.0)[:, None, None]

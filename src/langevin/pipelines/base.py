@@ -154,6 +154,8 @@ class DiffusionPipeline(ConfigMixin):
         to_load = {}
         for name in parts:
             listed = index.get(name)
+            if name in index and not (isinstance(listed, list) and len(listed) == 2):
+                raise CheckpointError(f"{root / INDEX} has {listed!r} for {name!r}; an entry is [library, class].")
             if name in values:
                 _check_replacement(name, values[name], listed, pipeline_class)
             elif listed is not None and listed[1] is not None:

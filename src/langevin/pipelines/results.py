@@ -50,12 +50,13 @@ def call_settings(pipeline: Any, arguments: Mapping[str, Any], **more: Any) -> d
     """
     kept, left_out = {}, []
     for name, value in arguments.items():
+        if name == "callback_on_step_end_tensor_inputs" or value is None or value == () or value == []:
+            continue
         if isinstance(value, PLAIN) or _is_plain_list(value):
-            if value is not None:
-                kept[name] = value
+            kept[name] = value
         elif name == "guiders":
             kept[name] = [describe_guider(guider) for guider in value]
-        elif value is not None:
+        else:
             left_out.append(name)
     scheduler = pipeline.scheduler
     settings = {

@@ -8,9 +8,9 @@ The scheduler itself is never changed by it, so one scheduler serves any number 
 from __future__ import annotations
 
 import copy
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -98,6 +98,7 @@ def draw(like: torch.Tensor, generator: torch.Generator | Sequence[torch.Generat
         if len(generator) != len(like):
             raise ValueError(f"{len(generator)} generators for a batch of {len(like)}: give one, or one per image")
         return torch.cat([draw(like[k : k + 1], g) for k, g in enumerate(generator)])
+    assert generator is None or isinstance(generator, torch.Generator)
     place = generator.device if generator is not None else like.device
     return torch.randn(like.shape, generator=generator, device=place, dtype=like.dtype).to(like.device)
 
@@ -145,7 +146,7 @@ class Run:
         """σ (noise to image) of every call's level, and of the level where the run ends."""
         return [level.ratio for level in [*self.levels, self.targets[-1]]]
 
-    def configure(self, **options: Any) -> None:
+    def configure(self, *args: Any, **options: Any) -> None:
         """Compute the update coefficients as plain numbers, in fp64."""
 
     def scale_model_input(self, x: torch.Tensor, i: int) -> torch.Tensor:
@@ -191,11 +192,20 @@ class Run:
                 "timestep_spacing='leading', which does not visit that timestep"
             )
 
+    def _later(self, prediction: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor | Callable[[], torch.Tensor]:
+        """x0 as call ``i`` predicts it, computed when it is asked for."""
+        return lambda: self._original(prediction, i, x).to(x.dtype)
+
     def _original(self, prediction: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
         """x0 as call ``i`` predicts it, bounded if the config says so."""
         p, q = predictions.to_x0(self.prediction_type, self.levels[i])
         x0 = combine((p, x), (q, prediction))
         return x0 if self.limit is None else self.limit(x0)
+
+
+def _as_tensor(timesteps: list[Any], device: str | torch.device | None = None) -> torch.Tensor:
+    whole = all(isinstance(t, int) for t in timesteps)
+    return torch.tensor(timesteps, dtype=torch.int64 if whole else torch.float32, device=device)
 
 
 # -- the public class ------------------------------------------------------------------------------------------------
@@ -276,17 +286,17 @@ class SchedulerMixin(ConfigMixin):
                 "give exactly one of num_inference_steps, timesteps and sigmas; got "
                 f"num_inference_steps={num_inference_steps}, timesteps={timesteps}, sigmas={sigmas}"
             )
-        steps = num_inference_steps
-        if steps is None:
-            steps = len(timesteps) if timesteps is not None else len(sigmas) - 1
+        if timesteps is not None:
+            steps = len(timesteps)
+        else:
+            steps = len(sigmas) - 1 if sigmas is not None else int(num_inference_steps or 0)
         if steps < 1:
             raise ValueError(f"a run needs at least one step, got {steps}")
         predictions.check(self.config.prediction_type, self.prediction_types, type(self).__name__)
         return self._plan(steps, timesteps, sigmas, **options)
 
-    def _plan(
-        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, **options: Any
-    ) -> Run:
+    def _plan(self, *args: Any, **options: Any) -> Run:
+        """``(steps, timesteps, sigmas, **options)``, checked: the one thing that a scheduler must define."""
         raise NotImplementedError
 
     def with_spacing(self, spacing: str, **options: Any):
@@ -325,37 +335,47 @@ class SchedulerMixin(ConfigMixin):
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, final: Level
     ) -> tuple[list[float], list[Level], list[Level]]:
         """(timesteps, levels, next levels) of a variance-preserving run that ends at ``final``."""
-        noise, train_steps = self.noise_schedule, self.config.num_train_timesteps
-        if timesteps is None and sigmas is None:
-            timesteps, sigmas = self._space(steps)
-            if timesteps is not None:
-                if steps > train_steps:
-                    raise ValueError(
-                        f"num_inference_steps={steps} is more than the {train_steps} timesteps "
-                        f"(num_train_timesteps) that {type(self).__name__} has"
-                    )
-                timesteps = [round(t) for t in timesteps]
-                if timesteps[0] >= train_steps:
-                    raise ValueError(
-                        f"{steps} steps with steps_offset={self.config.get('steps_offset', 0)} begin at timestep "
-                        f"{timesteps[0]}, but the model knows 0..{train_steps - 1}; use fewer steps or "
-                        "timestep_spacing='trailing'"
-                    )
-        elif timesteps is not None:
-            timesteps = [int(t) if t == int(t) else float(t) for t in map(float, timesteps)]
-            if any(late >= early for early, late in zip(timesteps, timesteps[1:])):
-                raise ValueError(f"timesteps must be in descending order, got {timesteps}")
-            if timesteps[0] >= train_steps:
-                raise ValueError(f"timesteps must be below num_train_timesteps={train_steps}, got {timesteps[0]}")
+        noise = self.noise_schedule
+        if timesteps is not None:
+            visited = self._checked(timesteps)
+        elif sigmas is not None:
+            final = Level.of_sigma(float(sigmas[-1]))
+            sigmas = [float(sigma) for sigma in sigmas[:-1]]
         else:
-            *sigmas, end = map(float, sigmas)
-            final = Level.of_sigma(end)
-        if sigmas is not None:
-            timesteps = [noise.timestep_of(sigma) for sigma in sigmas]
-            levels = [Level.of_sigma(sigma) for sigma in sigmas]
+            spaced, sigmas = self._space(steps)
+            visited = self._on_grid(spaced or [], steps)
+        if sigmas is None:
+            levels = [noise.level(t) for t in visited]
         else:
-            levels = [noise.level(t) for t in timesteps]
-        return timesteps, levels, [*levels[1:], final]
+            visited, levels = [noise.timestep_of(s) for s in sigmas], [Level.of_sigma(s) for s in sigmas]
+        return visited, levels, [*levels[1:], final]
+
+    def _on_grid(self, spaced: list[float], steps: int) -> list[float]:
+        """Spaced timesteps as whole numbers, if the model knows them all."""
+        train_steps = self.config.num_train_timesteps
+        visited: list[float] = [round(t) for t in spaced]
+        if visited and steps > train_steps:
+            raise ValueError(
+                f"num_inference_steps={steps} is more than the {train_steps} timesteps (num_train_timesteps) that "
+                f"{type(self).__name__} has"
+            )
+        if visited and visited[0] >= train_steps:
+            raise ValueError(
+                f"{steps} steps with steps_offset={self.config.get('steps_offset', 0)} begin at timestep "
+                f"{visited[0]}, but the model knows 0..{train_steps - 1}; use fewer steps or "
+                "timestep_spacing='trailing'"
+            )
+        return visited
+
+    def _checked(self, timesteps: Sequence[float]) -> list[float]:
+        """The user's own timesteps, whole ones as ints."""
+        train_steps = self.config.num_train_timesteps
+        visited: list[float] = [int(t) if t == int(t) else t for t in map(float, timesteps)]
+        if any(late >= early for early, late in pairwise(visited)):
+            raise ValueError(f"timesteps must be in descending order, got {visited}")
+        if visited[0] >= train_steps:
+            raise ValueError(f"timesteps must be below num_train_timesteps={train_steps}, got {visited[0]}")
+        return visited
 
     # -- the familiar API --------------------------------------------------------------------------------------------
 
@@ -367,37 +387,33 @@ class SchedulerMixin(ConfigMixin):
         sigmas: Sequence[float] | None = None,
     ) -> None:
         """Choose the levels that the following ``step`` calls visit; see :meth:`plan`."""
-        self._keep(self.plan(num_inference_steps, timesteps=timesteps, sigmas=sigmas), device)
-        self.num_inference_steps = num_inference_steps if num_inference_steps is not None else len(self._run)
-
-    def _keep(self, run: Run | None, device: str | torch.device | None = None) -> None:
+        run = self.plan(num_inference_steps, timesteps=timesteps, sigmas=sigmas)
         self._run = run
+        self._timesteps = _as_tensor(run.timesteps, device)
         self._step_index = self._begin_index = None
-        if run is None:
-            self._timesteps = None
-            return
-        whole = all(isinstance(t, int) for t in run.timesteps)
-        self._timesteps = torch.tensor(run.timesteps, dtype=torch.int64 if whole else torch.float32, device=device)
+        self.num_inference_steps = num_inference_steps if num_inference_steps is not None else len(run)
 
-    def _whole(self) -> Run | None:
+    def _whole(self) -> Run:
         """The run over all training timesteps, which stands before ``set_timesteps``."""
         return self.plan(timesteps=list(range(len(self) - 1, -1, -1)))
 
     @property
-    def run(self) -> Run | None:
+    def run(self) -> Run:
         """The run that the familiar methods work on."""
         if self._run is None:
-            self._keep(self._whole())
+            self._run = self._whole()
         return self._run
 
     @property
     def timesteps(self) -> torch.Tensor | None:
         """What the network is told at each call, as a tensor (int64, or fp32 where the levels are fractional)."""
-        return self._timesteps if self.run is not None else None
+        if self._timesteps is None:
+            self._timesteps = _as_tensor(self.run.timesteps)
+        return self._timesteps
 
     @timesteps.setter
     def timesteps(self, value: torch.Tensor) -> None:
-        self._timesteps = value if self.run is not None else value
+        self._timesteps = value
 
     @property
     def sigmas(self) -> torch.Tensor:
@@ -407,7 +423,7 @@ class SchedulerMixin(ConfigMixin):
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the noise that a run begins with."""
-        return self.run.init_noise_sigma if self.run is not None else 1.0
+        return self.run.init_noise_sigma
 
     @property
     def step_index(self) -> int | None:
@@ -425,10 +441,10 @@ class SchedulerMixin(ConfigMixin):
 
     def _locate(self, timestep: float | torch.Tensor) -> int:
         """The call that a timestep means: the one after the last if it fits, else wherever the timestep is found."""
-        timestep, following = float(timestep), self._step_index
-        if following is not None and following < len(self.run) and self.run.timesteps[following] == timestep:
+        run, value, following = self.run, float(timestep), self._step_index
+        if following is not None and following < len(run) and run.timesteps[following] == value:
             return following
-        return self.run.index_of(timestep)
+        return run.index_of(value)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
         """The network's input at this timestep."""
@@ -447,9 +463,9 @@ class SchedulerMixin(ConfigMixin):
         """What every class's public ``step`` does."""
         if generator is not None and variance_noise is not None:
             raise ValueError("give generator or variance_noise, not both: variance_noise is the noise itself")
-        run = self.run
-        if run is None or (self.num_inference_steps is None and not self._steps_at_once):
+        if self.num_inference_steps is None and not self._steps_at_once:
             raise ValueError(f"{type(self).__name__} has no timesteps yet: call set_timesteps(steps) before step()")
+        run = self.run
         if options != run.options:
             run.options = options
             run.configure(**options)
@@ -491,7 +507,7 @@ class SchedulerMixin(ConfigMixin):
         return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
 
     def get_velocity(
-        self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | float
+        self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | float, **options: Any
     ) -> torch.Tensor:
         """v = α_t·noise - σ_t·x0, what a v-predicting network is trained to give (arXiv:2202.00512, section 4).
 
@@ -529,6 +545,7 @@ class SchedulerMixin(ConfigMixin):
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
-        public = import_module("langevin")
-        names = dict.fromkeys([cls.__name__, *cls._compatibles])
-        return [cls if name == cls.__name__ else getattr(public, name) for name in names if hasattr(public, name)]
+        from . import HOMES
+
+        names = [name for name in cls._compatibles if name in HOMES and name != cls.__name__]
+        return [cls, *(getattr(import_module(f"{__package__}.{HOMES[name]}"), name) for name in names)]

@@ -26,7 +26,7 @@ class DDIMRun(Run):
             raise ValueError(f"eta={eta} is outside 0 (deterministic) to 1 (as much noise as DDPM)")
         self.eta = eta
         self.coefficients = []
-        for level, target in zip(self.levels, self.targets):
+        for level, target in zip(self.levels, self.targets, strict=True):
             beta = 1.0 - alpha_of_step(level, target)
             sigma = eta * target.sigma / level.sigma * sqrt(max(beta, 0.0)) if level.sigma else 0.0  # equation 16
             direction = sqrt(max(target.sigma**2 - sigma**2, 0.0))
@@ -47,7 +47,7 @@ class DDIMRun(Run):
         if self.limit is None:
             self.refuse_blind_start(i)
             previous = combine((of_x, x), (of_prediction, prediction))
-            original = lambda: self._original(prediction, i, x).to(x.dtype)  # noqa: E731
+            original = self._later(prediction, i, x)
         else:
             x0 = self._original(prediction, i, x)
             previous = combine((of_x0, x0), (of_x, x), (of_prediction, prediction))
@@ -69,7 +69,7 @@ class DDIMScheduler(SchedulerMixin):
         prediction_type: "epsilon", "sample" or "v_prediction".
         timestep_spacing, steps_offset: which timesteps a run visits; see :mod:`langevin.schedulers.spacing`.
 
-    Run options: ``eta`` (0 to 1), ``use_clipped_model_output``, and ``follow_timesteps``: a step goes to the next
+    Run options: ``eta`` (0 to 1), ``use_clipped_model_output``, and ``as_published``: a step goes to the next
     timestep of the run. Without it, it goes to t - T//n, as in the reference implementation, which is the same for
     "leading" spacing and not quite for others when n does not divide T.
 
@@ -79,27 +79,17 @@ class DDIMScheduler(SchedulerMixin):
         ...     x = run.step(network(run.scale_model_input(x, i), t), i, x).prev_sample
     """
 
-    run_options = ("eta", "use_clipped_model_output", "follow_timesteps")
+    run_options = ("eta", "use_clipped_model_output", "as_published")
 
     @register_to_config
     def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: np.ndarray | list[float] | None = None,
-        clip_sample: bool = True,
-        set_alpha_to_one: bool = True,
-        steps_offset: int = 0,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading",
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: np.ndarray | list[float] | None = None,
+        clip_sample: bool = True, set_alpha_to_one: bool = True, steps_offset: int = 0,
+        prediction_type: str = "epsilon", thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0, sample_max_value: float = 1.0, timestep_spacing: str = "leading",
         rescale_betas_zero_snr: bool = False,
-    ):
+    ):  # fmt: skip
         self.noise_schedule = NoiseSchedule.from_config(
             num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr
         )
@@ -114,28 +104,23 @@ class DDIMScheduler(SchedulerMixin):
         steps: int,
         timesteps: Sequence[float] | None,
         sigmas: Sequence[float] | None,
-        follow_timesteps: bool = False,
+        as_published: bool = False,
         **options: Any,
     ) -> DDIMRun:
         final = Level.of_alpha_bar(self.final_alpha_cumprod.item())
         visited, levels, targets = self._visit(steps, timesteps, sigmas, final)
-        if timesteps is None and sigmas is None and self._spacing is None and not follow_timesteps:
+        if timesteps is None and sigmas is None and self._spacing is None and not as_published:
             stride = self.config.num_train_timesteps // steps
             targets = [self.noise_schedule.level(t - stride) if t >= stride else final for t in visited]
         limit = predictions.limiter(self.config)
         return DDIMRun(visited, levels, targets, self.config.prediction_type, limit, **options)
 
     def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
-        sample: torch.Tensor,
-        eta: float = 0.0,
+        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor, eta: float = 0.0,
         use_clipped_model_output: bool = False,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        variance_noise: torch.Tensor | None = None,
-        return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, torch.Tensor]:
+        variance_noise: torch.Tensor | None = None, return_dict: bool = True,
+    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
         """One step of the run that ``set_timesteps`` laid out.
 
         Args:

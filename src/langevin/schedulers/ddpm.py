@@ -32,7 +32,7 @@ class DDPMRun(Run):
 
     def configure(self) -> None:
         self.coefficients = []
-        for level, target in zip(self.levels, self.targets):
+        for level, target in zip(self.levels, self.targets, strict=True):
             alpha = alpha_of_step(level, target)
             beta = 1.0 - alpha
             mean_x0 = target.alpha * beta / level.sigma**2
@@ -59,7 +59,7 @@ class DDPMRun(Run):
         if self.limit is None:
             self.refuse_blind_start(i)
             previous = combine((of_x, x), (of_prediction, prediction))
-            original = lambda: self._original(prediction, i, x).to(x.dtype)  # noqa: E731
+            original = self._later(prediction, i, x)
         else:
             x0 = self._original(prediction, i, x)
             previous = combine((of_x0, x0), (of_x, x))
@@ -110,23 +110,13 @@ class DDPMScheduler(SchedulerMixin):
 
     @register_to_config
     def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: np.ndarray | list[float] | None = None,
-        variance_type: str = "fixed_small",
-        clip_sample: bool = True,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading",
-        steps_offset: int = 0,
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: np.ndarray | list[float] | None = None,
+        variance_type: str = "fixed_small", clip_sample: bool = True, prediction_type: str = "epsilon",
+        thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995, clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0, timestep_spacing: str = "leading", steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
-    ):
+    ):  # fmt: skip
         self.noise_schedule = NoiseSchedule.from_config(
             num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr
         )
@@ -143,13 +133,9 @@ class DDPMScheduler(SchedulerMixin):
         return DDPMRun(*visited, config.prediction_type, limit, variance_type=config.variance_type)
 
     def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
-        sample: torch.Tensor,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, torch.Tensor]:
+        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None, return_dict: bool = True,
+    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
         """One step of the run that ``set_timesteps`` laid out; before that, of the run over all timesteps.
 
         Args:

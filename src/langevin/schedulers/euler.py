@@ -26,7 +26,7 @@ class EulerRun(SigmaRun):
     ) -> None:
         steps = len(self.sigmas) - 1
         self.coefficients = []
-        for level, target in zip(self.levels, self.targets):
+        for level, target in zip(self.levels, self.targets, strict=True):
             sigma = level.sigma
             churned = s_churn > 0.0 and s_tmin <= sigma <= s_tmax
             gamma = min(s_churn / steps, math.sqrt(2) - 1) if churned else 0.0  # algorithm 2, line 3
@@ -75,28 +75,18 @@ class EulerDiscreteScheduler(SigmaScheduler):
     run_options = ("s_churn", "s_tmin", "s_tmax", "s_noise")
 
     _steps_at_once = True
+    _refuses_whole_timesteps = True
 
     @register_to_config
     def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: np.ndarray | list[float] | None = None,
-        prediction_type: str = "epsilon",
-        interpolation_type: str = "linear",
-        use_karras_sigmas: bool | None = False,
-        use_exponential_sigmas: bool | None = False,
-        use_beta_sigmas: bool | None = False,
-        sigma_min: float | None = None,
-        sigma_max: float | None = None,
-        timestep_spacing: str = "linspace",
-        timestep_type: str = "discrete",
-        steps_offset: int = 0,
-        rescale_betas_zero_snr: bool = False,
-        final_sigmas_type: str = "zero",
-    ):
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: np.ndarray | list[float] | None = None,
+        prediction_type: str = "epsilon", interpolation_type: str = "linear",
+        use_karras_sigmas: bool | None = False, use_exponential_sigmas: bool | None = False,
+        use_beta_sigmas: bool | None = False, sigma_min: float | None = None, sigma_max: float | None = None,
+        timestep_spacing: str = "linspace", timestep_type: str = "discrete", steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False, final_sigmas_type: str = "zero",
+    ):  # fmt: skip
         self.noise_schedule = self._build_noise_schedule(rescale_betas_zero_snr)
 
     @property
@@ -111,9 +101,7 @@ class EulerDiscreteScheduler(SigmaScheduler):
                 "timesteps cannot be given with timestep_type='continuous' and prediction_type='v_prediction', where "
                 "the network is told log(σ)/4; give sigmas"
             )
-        final = self._final_sigma() if sigmas is None else float(sigmas[-1])
-        timesteps, sigmas = self._visit_sigmas(steps, timesteps, sigmas)
-        return self._run_over(timesteps, [*sigmas, final], **options)
+        return super()._plan(steps, timesteps, sigmas, **options)
 
     def _run_over(self, timesteps: list[float], sigmas: list[float], **options: Any) -> EulerRun:
         if self._tells_log_sigma:
@@ -129,23 +117,11 @@ class EulerDiscreteScheduler(SigmaScheduler):
             return np.geomspace(table[-1], table[0], len(timesteps) + 1).tolist()
         raise ValueError(f"interpolation_type={kind!r} in the config: must be one of 'linear', 'log_linear'")
 
-    def _whole(self) -> EulerRun:
-        sigmas = self.noise_schedule.sigmas[::-1].tolist()
-        timesteps = np.arange(len(sigmas) - 1.0, -1.0, -1.0).tolist()
-        return self._run_over(timesteps, [*sigmas, 0.0])
-
     def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: float | torch.Tensor,
-        sample: torch.Tensor,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = float("inf"),
-        s_noise: float = 1.0,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, torch.Tensor]:
+        self, model_output: torch.Tensor, timestep: float | torch.Tensor, sample: torch.Tensor,
+        s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = float("inf"), s_noise: float = 1.0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None, return_dict: bool = True,
+    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
         """One step of the run that ``set_timesteps`` laid out.
 
         Args:
@@ -157,4 +133,4 @@ class EulerDiscreteScheduler(SigmaScheduler):
             return_dict: False gives the tuple ``(prev_sample, pred_original_sample)``.
         """
         options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
-        return self._step(model_output, timestep, sample, generator, return_dict, **options)
+        return self._step(model_output, timestep, sample, generator, return_dict, None, **options)

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +72,7 @@ def _sigmoid(count: int, start: float, end: float) -> torch.Tensor:
 def _from_alpha_bar(alpha_bar: Callable[[float], float], count: int, ceiling: float = 0.999) -> torch.Tensor:
     """β_i = 1 - ᾱ((i+1)/T)/ᾱ(i/T), at most ``ceiling`` (Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.2)."""
     curve = [alpha_bar(i / count) for i in range(count + 1)]
-    return torch.tensor([min(1 - after / before, ceiling) for before, after in zip(curve, curve[1:])])
+    return torch.tensor([min(1 - after / before, ceiling) for before, after in pairwise(curve)])
 
 
 def _cosine_alpha_bar(u: float) -> float:
@@ -91,6 +92,7 @@ BETA_SCHEDULES: dict[str, Callable[[int, float, float], torch.Tensor]] = {
     "scaled_linear": _scaled_linear,
     "squaredcos_cap_v2": lambda count, start, end: _from_alpha_bar(_cosine_alpha_bar, count),
     "sigmoid": _sigmoid,
+    "exp": lambda count, start, end: _from_alpha_bar(lambda u: math.exp(-12 * u), count),
     "laplace": lambda count, start, end: _from_alpha_bar(_laplace_alpha_bar, count),
 }
 
@@ -148,7 +150,7 @@ class NoiseSchedule:
         return cls(betas, alphas_cumprod)
 
     def __len__(self) -> int:
-        return len(self.betas)
+        return len(self.alpha_bar)
 
     @property
     def alphas(self) -> torch.Tensor:

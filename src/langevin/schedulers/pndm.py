@@ -7,7 +7,6 @@ Classical solvers for ordinary differential equations, with their straight step 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
 
 import numpy as np
 import torch
@@ -53,13 +52,9 @@ class PNDMRun(Run):
     """
 
     def __init__(
-        self,
-        *args,
-        warm_up: int,
-        repeats: list[tuple[Level, Level]],
-        halves: list[tuple[Level, Level]],
+        self, *args, warm_up: int, repeats: Sequence[tuple[Level, Level] | None], halves: list[tuple[Level, Level]],
         own_steps: bool,
-    ):
+    ):  # fmt: skip
         self.warm_up = warm_up
         self.repeats = repeats
         self.halves = halves
@@ -78,12 +73,12 @@ class PNDMRun(Run):
         if self.own_steps and self.calls == 0 and 0 < i < self.warm_up:
             raise ValueError(
                 f"a run with Runge-Kutta steps begins at call 0 or after call {self.warm_up - 1}, not at {i}; "
-                "plan it without follow_timesteps, or with skip_prk_steps=True"
+                "plan it without as_published, or with skip_prk_steps=True"
             )
         advance = self._runge_kutta if self.calls < self.warm_up else self._multistep
         previous = advance(output, i, x)
         self.calls += 1
-        return StepOutput(previous.to(x.dtype), lambda: self._original(prediction, i, x).to(x.dtype))
+        return StepOutput(previous.to(x.dtype), self._later(prediction, i, x))
 
     def _runge_kutta(self, output: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
         """Equation 13: ε1 at t, ε2 and ε3 half-way, ε4 at the end, each reached from x_t with the ε before it."""
@@ -99,8 +94,9 @@ class PNDMRun(Run):
 
     def _multistep(self, output: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
         """Equation 12, and its lower orders while there is less history."""
-        if self.calls == 1 and self.repeats[i] is not None:
-            level, target = self.repeats[i]
+        repeat = self.repeats[i]
+        if self.calls == 1 and repeat is not None:
+            level, target = repeat
             return self._move(self.origin, level, target, (1 / 2, 1 / 2), (output, self.history[0]))
         if self.own_steps and self.targets[i] == self.levels[i]:  # begun at the repetition: nothing to repeat
             self.calls -= 1
@@ -115,7 +111,7 @@ class PNDMRun(Run):
         if not self.own_steps:
             r, w = predictions.to_epsilon(self.prediction_type, level)
             a, b = a + b * r, b * w
-        return combine((a, x), *((b * weight, output) for weight, output in zip(weights, outputs)))
+        return combine((a, x), *((b * weight, output) for weight, output in zip(weights, outputs, strict=True)))
 
 
 class PNDMScheduler(SchedulerMixin):
@@ -129,7 +125,7 @@ class PNDMScheduler(SchedulerMixin):
         prediction_type: "epsilon" or "v_prediction".
         timestep_spacing, steps_offset: which timesteps a run visits; see :mod:`langevin.schedulers.spacing`.
 
-    Run option ``follow_timesteps``: the algorithm as published, on the run's own timesteps. Without it (as in the
+    Run option ``as_published``: the algorithm as published, on the run's own timesteps. Without it (as in the
     reference implementation) a step goes to t - T//n, v-predictions of different timesteps are mixed before they are
     turned into ε, and the second call of an image-to-image run is taken for a repetition that it is not.
 
@@ -139,23 +135,16 @@ class PNDMScheduler(SchedulerMixin):
         ...     x = run.step(network(x, t), i, x).prev_sample
     """
 
-    run_options = ("follow_timesteps",)
+    run_options = ("as_published",)
     prediction_types = ("epsilon", "v_prediction")
 
     @register_to_config
     def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: np.ndarray | list[float] | None = None,
-        skip_prk_steps: bool = False,
-        set_alpha_to_one: bool = False,
-        prediction_type: str = "epsilon",
-        timestep_spacing: str = "leading",
-        steps_offset: int = 0,
-    ):
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: np.ndarray | list[float] | None = None,
+        skip_prk_steps: bool = False, set_alpha_to_one: bool = False, prediction_type: str = "epsilon",
+        timestep_spacing: str = "leading", steps_offset: int = 0,
+    ):  # fmt: skip
         self.noise_schedule = NoiseSchedule.from_config(
             num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas
         )
@@ -170,7 +159,7 @@ class PNDMScheduler(SchedulerMixin):
         steps: int,
         timesteps: Sequence[float] | None,
         sigmas: Sequence[float] | None,
-        follow_timesteps: bool = False,
+        as_published: bool = False,
     ) -> PNDMRun:
         final = Level.of_alpha_bar(self.final_alpha_cumprod.item())
         visited, levels, targets = self._visit(steps, timesteps, sigmas, final)
@@ -180,7 +169,7 @@ class PNDMScheduler(SchedulerMixin):
                 f"PNDMScheduler needs at least 4 steps for its Runge-Kutta start, got {steps}; "
                 "with skip_prk_steps=True in its config it runs with any number"
             )
-        if timesteps is not None or sigmas is not None or self._spacing is not None or follow_timesteps:
+        if timesteps is not None or sigmas is not None or self._spacing is not None or as_published:
             return self._own_plan(visited, levels, targets, warm_up)
 
         # The reference's grid: every step is T//n timesteps long, whatever the spacing.
@@ -230,20 +219,28 @@ class PNDMScheduler(SchedulerMixin):
             self.config.prediction_type,
             warm_up=12 if warm_up else 0,
             repeats=repeats,
-            halves=list(zip(at[1:], at)),  # read during Runge-Kutta only, which never ends the list
+            halves=list(zip(at[1:], at, strict=False)),  # read during Runge-Kutta only, which never ends the list
             own_steps=True,
         )
 
-    def _whole(self) -> PNDMRun | None:
-        return None
+    @property
+    def timesteps(self) -> torch.Tensor | None:
+        """What the network is told at each call, int64; None before ``set_timesteps``."""
+        return self._timesteps
+
+    @timesteps.setter
+    def timesteps(self, value: torch.Tensor) -> None:
+        self._timesteps = value
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the noise that a run begins with."""
+        return 1.0
 
     def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
-        sample: torch.Tensor,
+        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor,
         return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor]:
+    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
         """One call's step of the run that ``set_timesteps`` laid out.
 
         Args:
@@ -253,4 +250,4 @@ class PNDMScheduler(SchedulerMixin):
             return_dict: False gives the tuple ``(prev_sample,)``.
         """
         output = self._step(model_output, timestep, sample, None, True)
-        return output if return_dict else (output.prev_sample,)
+        return output if return_dict else (output[0],)

@@ -53,6 +53,23 @@ class SigmaScheduler(SchedulerMixin):
     """
 
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction", "original_sample")
+    _refuses_whole_timesteps: ClassVar[bool] = False
+
+    def _plan(
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, **options: Any
+    ) -> SigmaRun:
+        final = self._final_sigma() if sigmas is None else float(sigmas[-1])
+        visited, levels = self._visit_sigmas(steps, timesteps, sigmas)
+        return self._run_over(visited, [*levels, final], **options)
+
+    def _run_over(self, timesteps: list[float], sigmas: list[float], **options: Any) -> SigmaRun:
+        """The solver's run over these levels, of which the last is where it ends."""
+        raise NotImplementedError
+
+    def _whole(self) -> SigmaRun:
+        sigmas = self.noise_schedule.sigmas[::-1].tolist()
+        timesteps = np.arange(len(sigmas) - 1.0, -1.0, -1.0).tolist()
+        return self._run_over(timesteps, [*sigmas, 0.0])
 
     def _build_noise_schedule(self, rescale_betas_zero_snr: bool = False) -> NoiseSchedule:
         c = self.config
@@ -103,20 +120,18 @@ class SigmaScheduler(SchedulerMixin):
             sigmas = [float(sigma) for sigma in sigmas[:-1]]
             return [noise.timestep_of(sigma) for sigma in sigmas], sigmas
         name, options = self._spacing_of_sigmas()
-        if timesteps is None:
-            timesteps = self._spaced_timesteps(steps)
-        elif name is not None:
+        if timesteps is not None and name is not None:
             raise ValueError(
                 f"timesteps cannot be given to a {type(self).__name__} with {name} spacing, which chooses its own; "
                 "give sigmas or num_inference_steps"
             )
-        timesteps = np.float32(timesteps).tolist()
-        sigmas = self._sigmas_between(timesteps)
+        visited = np.array(self._spaced_timesteps(steps) if timesteps is None else timesteps, np.float32).tolist()
+        sigmas = self._sigmas_between(visited)
         if name is not None:
             options = {"sigma_max": sigmas[0], "sigma_min": sigmas[-1], **options}
             sigmas = spacings.SIGMA_SPACINGS[name](steps=steps, **options)
-            timesteps = [noise.timestep_of(sigma) for sigma in sigmas]
-        return timesteps, sigmas
+            visited = [noise.timestep_of(sigma) for sigma in sigmas]
+        return visited, sigmas
 
     def _sigmas_between(self, timesteps: list[float]) -> list[float]:
         return self.noise_schedule.sigma_at(timesteps)
@@ -138,17 +153,22 @@ class SigmaScheduler(SchedulerMixin):
     # -- the familiar API: the place in the run is counted, since different calls may share a timestep ---------------
 
     def _locate(self, timestep: float | torch.Tensor) -> int:
-        if isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()):
+        whole = isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point())
+        if whole and self._refuses_whole_timesteps:
             raise ValueError(
                 f"timestep {timestep} is a whole number: {type(self).__name__} has fractional timesteps. Pass one of "
                 "scheduler.timesteps, not its index (no enumerate)"
             )
         return self._begin(timestep)
 
-    def _begin(self, timestep: float | torch.Tensor) -> int:
+    def _begin(self, timestep: float | torch.Tensor | None) -> int:
         if self._step_index is None:
-            begin = self._begin_index
-            self._step_index = begin if begin is not None else self.run.index_of(float(timestep))
+            if self._begin_index is not None:
+                self._step_index = self._begin_index
+            elif timestep is not None:
+                self._step_index = self.run.index_of(float(timestep))
+            else:
+                raise ValueError("a timestep is needed, to find the place in the run: one of scheduler.timesteps")
         return self._step_index
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
@@ -160,11 +180,11 @@ class SigmaScheduler(SchedulerMixin):
         return self.run.scale_model_input(sample, self._begin(timestep))
 
     def _levels_at(self, timesteps: torch.Tensor | float, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        run, timesteps = self.run, torch.as_tensor(timesteps).flatten().tolist()
+        run, places = self.run, torch.as_tensor(timesteps).flatten().tolist()
         if self._begin_index is None:
-            indices = [run.index_of(t) for t in timesteps]
+            indices = [run.index_of(t) for t in places]
         else:  # a run is under way: its place counts
-            indices = [self._begin_index if self._step_index is None else self._step_index] * len(timesteps)
+            indices = [self._begin_index if self._step_index is None else self._step_index] * len(places)
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         sigma = torch.tensor([run.sigmas[i] for i in indices], dtype=dtype, device=like.device)
         return torch.ones((), dtype=dtype, device=like.device), sigma.view(-1, *[1] * (like.ndim - 1))
@@ -173,21 +193,22 @@ class SigmaScheduler(SchedulerMixin):
         self,
         sample: torch.Tensor,
         noise: torch.Tensor,
-        timesteps: torch.Tensor,
-        follow_timesteps: bool = False,
+        timesteps: torch.Tensor | float,
+        as_published: bool = False,
+        **options: Any,
     ) -> torch.Tensor:
         """v = α_t·noise - σ_t·x0 of the variance-preserving x (arXiv:2202.00512, section 4).
 
         Args:
             sample: x0, (batch, ...), clean.
             timesteps: (batch,), of ``scheduler.timesteps``.
-            follow_timesteps: take ᾱ at the timestep. The reference implementation takes it at the *index* of the
+            as_published: take ᾱ at the timestep. The reference implementation takes it at the *index* of the
                 timestep in ``scheduler.timesteps``, which counts the other way round; that is the default here too.
         """
-        if not follow_timesteps and not torch.as_tensor(timesteps).is_floating_point():
-            raise ValueError("whole-number timesteps: pass values of scheduler.timesteps, or follow_timesteps=True")
+        if not as_published and not torch.as_tensor(timesteps).is_floating_point():
+            raise ValueError("whole-number timesteps: pass values of scheduler.timesteps, or as_published=True")
         places = torch.as_tensor(timesteps).flatten().tolist()
-        if not follow_timesteps:
+        if not as_published:
             places = [self.run.index_of(t) for t in places]
         dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
         levels = torch.tensor([self.noise_schedule.level(t) for t in places], dtype=dtype, device=sample.device)

@@ -65,8 +65,12 @@ def beta_quantile(probability: float, a: float, b: float) -> float:
     """x with I_x(a, b) = probability, by bisection in the incomplete beta function, to the last bit."""
     if probability <= 0.0 or probability >= 1.0:
         return float(probability >= 1.0)
-    if _incomplete_beta(0.5, a, b) < probability:  # keep x small, where floats are dense
-        return 1.0 - beta_quantile(1.0 - probability, b, a)
+    if probability > _incomplete_beta(0.5, a, b):  # look from the other end, so that x is small and floats are dense
+        return 1.0 - _quantile_below_half(1.0 - probability, b, a)
+    return _quantile_below_half(probability, a, b)
+
+
+def _quantile_below_half(probability: float, a: float, b: float) -> float:
     low, high = 0.0, 0.5
     for _ in range(200):
         middle = math.sqrt(low * high) if low else high / 2**8

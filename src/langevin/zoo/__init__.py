@@ -1,7 +1,8 @@
 """The trained models in the box, and how each was made.
 
-``langevin/shapes`` and ``langevin/shapes-unconditional`` paint a made-up world of coloured shapes (``world.py``);
-``reader.py`` says what a picture of that world shows. ``python -m langevin.zoo.train`` makes them again.
+``langevin/shapes`` and ``langevin/shapes-unconditional`` paint a made-up world of coloured shapes
+(``world.py``); ``reader.py`` says what a picture of that world shows. ``python -m langevin.zoo.train`` makes
+the models again.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import numpy as np
 import typer
 
 from .reader import matches, read
-from .world import HELD_OUT_PAIRS, TRAINING_PAIRS, held_out_caption, parse, random_scene
+from .world import HELD_OUT_PAIRS, TRAINING_PAIRS, caption, is_held_out, parse, random_scene
 
 SEED = 2026
 
@@ -25,17 +25,18 @@ def prompts(things: int, held_out: bool, count: int, seed: int = SEED) -> list[s
     """Captions kept out of training, for scenes of ``things`` things."""
     rng = random.Random(f"{seed}/{things}/{held_out}")
     new = sorted(HELD_OUT_PAIRS)
-    texts = []
+    texts: list[str] = []
     while len(texts) < count:
         scene = random_scene(rng, things, pairs=[*TRAINING_PAIRS, *new * 4] if held_out else TRAINING_PAIRS)
-        if held_out == any(thing.pair in HELD_OUT_PAIRS for thing in scene.things):
-            text = held_out_caption(scene, rng)
-            if not held_out or any(f"{colour} {shape}" in text for colour, shape in new):
-                texts.append(text)
+        text = caption(scene, rng)
+        if is_held_out(text) and held_out == any(f"{colour} {shape}" in text for colour, shape in new):
+            texts.append(text)
     return texts
 
 
-def paint(pipe: object, texts: list[str], steps: int, guidance: float, batch: int = 25) -> Iterator[np.ndarray]:
+def paint(
+    pipe: object, texts: list[str], steps: int, guidance: float, batch: int = 25
+) -> Iterator[np.ndarray]:
     """Pictures (64, 64, 3) uint8 of ``texts``; the k-th starts from the noise of seed k."""
     import torch
 

@@ -18,7 +18,7 @@ BETAS = (0.9, 0.99)
 
 
 def learning_rate(progress: float, warm_up: float = 0.02) -> float:
-    """Factor on the learning rate for ``progress`` in [0, 1]: a linear rise, then half a cosine down to zero."""
+    """Factor on the learning rate at ``progress`` in [0, 1]: a linear rise, then half a cosine down to 0."""
     if progress < warm_up:
         return max(progress / warm_up, 0.01)
     return 0.5 * (1 + math.cos(math.pi * min((progress - warm_up) / (1 - warm_up), 1.0)))
@@ -96,7 +96,7 @@ def fit(
         shown += 0.02 * (value.item() - shown) if shown else value.item()
         bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
         bar.update()
-        if step % every == 0:
+        if step % every == 0 or step == steps or progress >= 1:
             state = {"model": model.state_dict(), "average": average.model.state_dict()}
             state |= {"optimiser": optimiser.state_dict(), "step": step, "spent": spent}
             torch.save(state, resume.with_suffix(".tmp"))

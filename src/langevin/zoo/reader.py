@@ -28,6 +28,8 @@ SIZE_BOUNDS = (8.75, 12.25)
 """Half widths, in pixels, between small and medium and between medium and large."""
 CELL_BOUNDS = {-1: (0.0, 27.0), 0: (25.0, 39.0), 1: (37.0, 64.0)}
 
+_NEIGHBOURS = np.array(list(product((-1, 0, 1), repeat=3)), np.float32)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -100,7 +102,7 @@ def _nearest(colour: np.ndarray, names: dict[str, tuple[int, int, int]], reach: 
 
 
 def _blobs(mask: np.ndarray) -> list[np.ndarray]:
-    """Connected regions (diagonals count) of at least SPECK pixels, each an (n, 2) array of rows and columns."""
+    """Connected regions (diagonals count) of at least SPECK pixels, each (n, 2): rows and columns."""
     left = set(zip(*(axis.tolist() for axis in np.nonzero(mask)), strict=True))
     blobs = []
     while left:
@@ -166,18 +168,23 @@ def _best_shape(alpha: np.ndarray) -> tuple[str, float, float, float, float]:
     patch = alpha[low_y:high_y, low_x:high_x]
     grid_x = np.arange(low_x, high_x, dtype=np.float32)[None, None, :] + 0.5
     grid_y = np.arange(low_y, high_y, dtype=np.float32)[None, :, None] + 0.5
+
+    def overlaps(shape: str, places: np.ndarray) -> np.ndarray:
+        cx, cy, r = (places[:, k].reshape(-1, 1, 1) for k in range(3))
+        drawn = np.clip(0.5 - _DISTANCE[shape](grid_x - cx, grid_y - cy, r), 0, 1)
+        return np.minimum(drawn, patch).sum((1, 2)) / np.maximum(drawn, patch).sum((1, 2))
+
+    start = np.array([[x, y, radius]], np.float32)
+    likely = sorted(SHAPES, key=lambda shape: -overlaps(shape, start)[0])[:3]
     best = ("circle", x, y, radius, 0.0)
-    for shape in SHAPES:
-        fit, reach = (x, y, radius), (0.6, 0.6, 0.8)
-        for _ in range(2):  # coarse, then fine
-            tries = np.array(list(product(*((c - h, c, c + h) for c, h in zip(fit, reach, strict=True)))), np.float32)
-            cx, cy, r = (tries[:, k].reshape(-1, 1, 1) for k in range(3))
-            drawn = np.clip(0.5 - _DISTANCE[shape](grid_x - cx, grid_y - cy, r), 0, 1)
-            shared = np.minimum(drawn, patch).sum((1, 2)) / np.maximum(drawn, patch).sum((1, 2))
-            winner = int(shared.argmax())
-            fit, reach = tuple(float(v) for v in tries[winner]), (0.3, 0.3, 0.4)
-        if shared[winner] > best[4]:
-            best = (shape, *fit, float(shared[winner]))
+    for shape in likely:
+        fit = start[0]
+        for reach in ((0.6, 0.6, 0.8), (0.3, 0.3, 0.4)):  # coarse, then fine
+            places = fit + _NEIGHBOURS * np.array(reach, np.float32)
+            shared = overlaps(shape, places)
+            fit = places[shared.argmax()]
+        if shared.max() > best[4]:
+            best = (shape, *(float(v) for v in fit), float(shared.max()))
     return best
 
 

@@ -5,6 +5,7 @@ Every byte is a token, so any text can be encoded; every word of the world is on
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -19,22 +20,27 @@ MERGES = 420
 CAPTIONS = 4000
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
-ENGLISH = """the of and to in is that it was for on are as with his they at be this from have or by one had not but
-what all were when we there can an your which their said if do will each about how up out them then she many some so
-these would other into has more her two like him see time could no make than first been its who now people my made over
-did down only way find use may water long little very after words called just where most know get through back much
-before go good new write our used me man too any day same right look think also around another came come work three
-word must because does part even place well such here take why things help put years different away again off went old
-number great tell men say small every found still between name should home big give air line set own under read last
-never us left end along while might next sound below saw something thought both few those always looked show large often
-together asked house world going want school important until form food keep children feet land side without boy once
-animals life enough took sometimes four head above kind began almost live page got earth need far hand high year mother
-light parts country father let night following picture being study second eyes soon times story since white days ever
-paper hard near sentence better best across during today others however sure means knew try told young miles sun ways
-thing whole hear example heard several change answer room sea against top turned learn point city play toward five using
-himself usually photo image painting drawing sketch art style portrait landscape bright dark color colour shape object
-cat dog bird tree flower car sky mountain river face woman girl person king queen horse fish moon snow fire forest
-beautiful detailed quality realistic digital watercolor oil canvas blurry ugly bad best masterpiece""".split()
+_ENGLISH = """
+the of and to in is that it was for on are as with his they at be this from have or by one had not but
+what all were when we there can an your which their said if do will each about how up out them then she
+many some so these would other into has more her two like him see time could no make than first been its
+who now people my made over did down only way find use may water long little very after words called
+just where most know get through back much before go good new write our used me man too any day same
+right look think also around another came come work three word must because does part even place well
+such here take why things help put years different away again off went old number great tell men say
+small every found still between name should home big give air line set own under read last never us left
+end along while might next sound below saw something thought both few those always looked show large
+often together asked house world going want school important until form food keep children feet land
+side without boy once animals life enough took sometimes four head above kind began almost live page got
+earth need far hand high year mother light parts country father let night following picture being study
+second eyes soon times story since white days ever paper hard near sentence better best across during
+today others however sure means knew try told young miles sun ways thing whole hear example heard
+several change answer room sea against top turned learn point city play toward five using himself
+usually photo image painting drawing sketch art style portrait landscape bright dark color colour shape
+object cat dog bird tree flower car sky mountain river face woman girl person king queen horse fish moon
+snow fire forest beautiful detailed quality realistic digital watercolor oil canvas blurry ugly bad best
+masterpiece
+"""
 
 
 def byte_letters() -> dict[int, str]:
@@ -48,10 +54,17 @@ def byte_letters() -> dict[int, str]:
 def word_counts(seed: int = 0) -> Counter[str]:
     """How often each word occurs in the world's captions, and ordinary English words once each."""
     rng = random.Random(seed)
-    counts: Counter[str] = Counter(ENGLISH)
+    counts: Counter[str] = Counter(_ENGLISH.split())
     for _ in range(CAPTIONS):
         counts.update(re.findall(r"[a-z]+", caption(random_scene(rng), rng)))
-    names = [*SHAPES, *COLOURS, *BACKGROUNDS, *SIZES, *POSITIONS.values(), *(s for r in RELATIONS.values() for s in r)]
+    names = [
+        *SHAPES,
+        *COLOURS,
+        *BACKGROUNDS,
+        *SIZES,
+        *POSITIONS.values(),
+        *(s for r in RELATIONS.values() for s in r),
+    ]
     counts.update({word: 1000 for name in names for word in name.split()})
     return counts
 
@@ -63,7 +76,7 @@ def learn_merges(counts: Counter[str], merges: int = MERGES) -> list[tuple[str, 
     while len(learnt) < merges:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in words.items():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in itertools.pairwise(parts):
                 pairs[pair] += counts[word]
         if not pairs:
             break

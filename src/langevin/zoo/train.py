@@ -19,7 +19,9 @@ MINUTES = typer.Option(None, help="Finish within this time, with fewer steps if 
 
 
 @app.command()
-def autoencoder(out: Path = OUT, steps: int | None = None, seed: int = 0, minutes: float | None = MINUTES) -> None:
+def autoencoder(
+    out: Path = OUT, steps: int | None = None, seed: int = 0, minutes: float | None = MINUTES
+) -> None:
     """The autoencoder of langevin/shapes."""
     from . import train_autoencoder as recipe
 
@@ -41,7 +43,9 @@ def text_to_image(
 
 
 @app.command()
-def unconditional(out: Path = OUT, steps: int | None = None, seed: int = 0, minutes: float | None = MINUTES) -> None:
+def unconditional(
+    out: Path = OUT, steps: int | None = None, seed: int = 0, minutes: float | None = MINUTES
+) -> None:
     """The pixel model langevin/shapes-unconditional."""
     from . import train_unconditional as recipe
 

@@ -58,7 +58,7 @@ def balance(model: nn.Module, count: int = 1024, seed: int = 1) -> float:
     deviation = latents.std(dim=(0, 2, 3))
     target = latents.std()
     factor = target / deviation
-    means, logvars = model.quant_conv.weight.chunk(2)
+    means, _logvars = model.quant_conv.weight.chunk(2)
     mean_bias, logvar_bias = model.quant_conv.bias.chunk(2)
     means.mul_(factor.view(-1, 1, 1, 1))
     mean_bias.mul_(factor)
@@ -67,7 +67,9 @@ def balance(model: nn.Module, count: int = 1024, seed: int = 1) -> float:
     return target.item()
 
 
-def train(out: Path, steps: int = STEPS, batch: int = BATCH, seed: int = 0, minutes: float | None = None) -> None:
+def train(
+    out: Path, steps: int = STEPS, batch: int = BATCH, seed: int = 0, minutes: float | None = None
+) -> None:
     """Train from nothing and save the autoencoder, with its measured ``scaling_factor``, in ``out``."""
     from langevin import AutoencoderKL
 

@@ -11,11 +11,22 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .loop import fit
 from .tokenizer import WINDOW, make_tokenizer
 from .train_autoencoder import pictures
-from .world import BACKGROUNDS, COLOURS, POSITIONS, RELATIONS, SHAPES, SIZES, parse, random_scene, training_caption
+from .world import (
+    BACKGROUNDS,
+    COLOURS,
+    POSITIONS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    parse,
+    random_scene,
+    training_caption,
+)
 
 UNET = {
     "sample_size": 16,
@@ -52,22 +63,32 @@ STEPS, BATCH, RATE = 9000, 64, 1e-3
 TEXT_STEPS, TEXT_BATCH = 1500, 64
 UNSAID = 0.1
 """Share of the captions replaced by the empty one, for classifier-free guidance."""
+ATTENTION = SDPBackend.MATH
+"""On a CPU the backward pass of plain attention is several times faster than that of the fused one."""
 POOL, PASSES = 2048, 2
 """Scenes encoded at a time, and how often each is used (noise, step and caption are new each time)."""
 
 
 def train(
-    out: Path, autoencoder: Path, steps: int = STEPS, batch: int = BATCH, seed: int = 0, minutes: float | None = None
+    out: Path,
+    autoencoder: Path,
+    steps: int = STEPS,
+    batch: int = BATCH,
+    seed: int = 0,
+    minutes: float | None = None,
 ) -> None:
     """Train from nothing, on the latents of ``autoencoder``, and save the whole pipeline's folder in ``out``."""
-    from langevin import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTokenizer
+
+    from langevin import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
     torch.manual_seed(seed)
     make_tokenizer(out / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     vae = AutoencoderKL.from_pretrained(autoencoder).eval()
-    model = nn.ModuleDict({"unet": UNet2DConditionModel(**UNET), "text": pretrained_text_encoder(tokenizer, out, seed)})
+    model = nn.ModuleDict(
+        {"unet": UNet2DConditionModel(**UNET), "text": pretrained_text_encoder(tokenizer, out, seed)}
+    )
     scheduler = DDIMScheduler(**SCHEDULER)
     levels = scheduler.config.num_train_timesteps
 
@@ -84,13 +105,15 @@ def train(
         scenes, latents = pool(number)
         order = torch.randperm(POOL, generator=torch.Generator().manual_seed(number * PASSES + place // POOL))
         chosen = order[place % POOL :][:batch]
-        captions = ["" if rng.random() < UNSAID else training_caption(scenes[i], rng) for i in chosen.tolist()]
+        captions = [
+            "" if rng.random() < UNSAID else training_caption(scenes[i], rng) for i in chosen.tolist()
+        ]
         clean = latents[chosen]
         noise = torch.randn(clean.shape, generator=generator)
         # One noise level from each of ``batch`` equal stretches: a calmer loss than independent draws.
         stretch = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
         t = (stretch * levels).long().clamp(max=levels - 1)[torch.randperm(batch, generator=generator)]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(ATTENTION):
             states = model["text"](tokenize(tokenizer, captions)).last_hidden_state
             predicted = model["unet"](scheduler.add_noise(clean, noise, t), t, states).sample
         target = scheduler.get_velocity(clean, noise, t)
@@ -147,15 +170,19 @@ def pretrained_text_encoder(tokenizer: object, out: Path, seed: int) -> nn.Modul
         rng = random.Random(f"{seed}/text/{step}")
         captions = [training_caption(random_scene(rng), rng) for _ in range(TEXT_BATCH)]
         tokens = tokenize(tokenizer, captions)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(ATTENTION):
             states = model["encoder"](tokens).last_hidden_state
         answers = torch.tensor([_answers(text) for text in captions])
         after = tokens == tokenizer.eos_token_id
         guesses = model["head"](states.float()[after]).split(sizes, dim=-1)
         asked = answers.repeat_interleave(after.sum(1), dim=0).unbind(1)
-        return sum(nn.functional.cross_entropy(g, a) for g, a in zip(guesses, asked, strict=True)) / len(sizes)
+        return sum(nn.functional.cross_entropy(g, a) for g, a in zip(guesses, asked, strict=True)) / len(
+            sizes
+        )
 
-    return fit(model, loss, steps=TEXT_STEPS, rate=RATE, out=out / "text-pretraining")["encoder"].requires_grad_(True)
+    return fit(model, loss, steps=TEXT_STEPS, rate=RATE, out=out / "text-pretraining")[
+        "encoder"
+    ].requires_grad_(True)
 
 
 def _answers(text: str) -> list[int]:
@@ -175,7 +202,9 @@ def save(out: Path, vae: nn.Module, unet: nn.Module, text: nn.Module, scheduler:
     """Write a Stable Diffusion folder with weights in half precision."""
     for name, part in (("vae", vae), ("unet", unet), ("text_encoder", text)):
         copy.deepcopy(part).half().save_pretrained(out / name)
-    config = out / "text_encoder" / "config.json"  # would else tell transformers to load this part alone in half
+    config = (
+        out / "text_encoder" / "config.json"
+    )  # would else tell transformers to load this part alone in half
     config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
     scheduler.save_pretrained(out / "scheduler")
     make_tokenizer(out / "tokenizer")

@@ -110,7 +110,7 @@ class Scene:
 
     @property
     def relation(self) -> str | None:
-        """Where the first thing is, seen from the second: left, right, above, below, or None (neither clearly)."""
+        """Where the first thing is, seen from the second: left, right, above, below; None: neither clearly."""
         if len(self.things) < 2:
             return None
         a, b = self.things
@@ -140,7 +140,7 @@ def random_scene(
     things: int | None = None,
     pairs: Sequence[tuple[str, str]] = TRAINING_PAIRS,
 ) -> Scene:
-    """Draw a scene of one or two ``things`` (a third of them with one if not said) from ``(colour, shape)`` pairs."""
+    """Draw a scene of one or two ``things`` (if not said, one in 35 %) from ``(colour, shape)`` pairs."""
     count = things if things is not None else rng.choices((1, 2), (0.35, 0.65))[0]
     background = rng.choice(tuple(BACKGROUNDS))
     if count == 1:
@@ -177,7 +177,9 @@ def _couple(rng: random.Random, first: tuple[str, str], second: tuple[str, str])
     reach = (along[1] - along[0]) / DOMINANCE
     across[1] = min(max(across[1], across[0] - reach), across[0] + reach)
     across[1] = min(max(across[1], radii[1] + MARGIN), SIDE - radii[1] - MARGIN)
-    if abs(across[1] - across[0]) > reach:  # the clamp to the picture's edge undid it: bring the first one along
+    if (
+        abs(across[1] - across[0]) > reach
+    ):  # the picture's edge undid it: bring the first along
         across[0] = min(max(across[0], across[1] - reach), across[1] + reach)
     horizontal, swap = rng.random() < 0.5, rng.random() < 0.5
     places = [(a, c) if horizontal else (c, a) for a, c in zip(along, across, strict=True)]
@@ -246,13 +248,6 @@ def training_caption(scene: Scene, rng: random.Random) -> str:
     return text
 
 
-def held_out_caption(scene: Scene, rng: random.Random) -> str:
-    """A caption that no training picture has."""
-    while not is_held_out(text := caption(scene, rng)):
-        pass
-    return text
-
-
 # ------------------------------------------------------------------------------------------------ prompts
 
 
@@ -293,7 +288,9 @@ def parse(prompt: str) -> Constraints:
     text = " ".join(prompt.lower().replace("grey", "gray").replace("centre", "center").split())
     found = list(_THING.finditer(text))
     if not 1 <= len(found) <= 2:
-        raise ValueError(f"a prompt of this world names one or two shapes, this one names {len(found)}: {prompt!r}")
+        raise ValueError(
+            f"a prompt of this world names one or two shapes, this one names {len(found)}: {prompt!r}"
+        )
     things = tuple(Wanted(None if m[3] == "shape" else m[3], m[2], m[1]) for m in found)
     ground = _BACKGROUND.search(text)
     side = cell = None
@@ -376,5 +373,7 @@ def render(scenes: Sequence[Scene]) -> np.ndarray:
             low_x, high_x = int(max(thing.x - thing.radius - 2, 0)), int(thing.x + thing.radius + 3)
             low_y, high_y = int(max(thing.y - thing.radius - 2, 0)), int(thing.y + thing.radius + 3)
             patch = picture[n, low_y:high_y, low_x:high_x]
-            patch += a[low_y:high_y, low_x:high_x, None] * (np.array(COLOURS[thing.colour], np.float32) - patch)
+            patch += a[low_y:high_y, low_x:high_x, None] * (
+                np.array(COLOURS[thing.colour], np.float32) - patch
+            )
     return np.rint(picture).astype(np.uint8)

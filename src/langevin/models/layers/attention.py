@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,18 +59,22 @@ class Attention(nn.Module):
 
         self.group_norm = nn.GroupNorm(norm_groups, dim, norm_eps) if norm_groups else None
         self.spatial_norm = SpatialNorm(dim, spatial_norm_dim) if spatial_norm_dim else None
-        self.norm_cross = None
+        self.norm_cross: nn.LayerNorm | nn.GroupNorm | None = None
         if context_norm == "layer_norm":
             self.norm_cross = nn.LayerNorm(context_dim or dim)  # with `added_dim` it fits texts as wide as the map
         elif context_norm == "group_norm":
-            self.norm_cross = nn.GroupNorm(32, added_dim or context_dim, eps=1e-5)
+            self.norm_cross = nn.GroupNorm(32, added_dim or context_dim or dim, eps=1e-5)
         elif context_norm is not None:
             raise ValueError(
                 f"cross_attention_norm={context_norm!r} is unknown; use None, 'layer_norm' or 'group_norm'"
             )
 
         self.to_q = nn.Linear(dim, inner, bias=bias)
-        self.to_k = self.to_v = self.add_k_proj = self.add_v_proj = None
+        # which of these a layer has is fixed by its kind: (to_k, to_v), (add_k_proj, add_v_proj) or all four
+        self.to_k: Any = None
+        self.to_v: Any = None
+        self.add_k_proj: Any = None
+        self.add_v_proj: Any = None
         if not only_added:
             self.to_k = nn.Linear(context_dim or dim, inner, bias=bias)
             self.to_v = nn.Linear(context_dim or dim, inner, bias=bias)

@@ -1,272 +1,50 @@
 """The stages of UNets and autoencoders: residual blocks and attention at one resolution, then a resampling.
 
 One class for the way down, one for the middle, one for the way up. What sets the published kinds apart is in the
-tables :data:`DOWN`, :data:`MID` and :data:`UP`, under the names that configs use.
+tables of :mod:`langevin.models.layers.kinds`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from langevin.models.layers import sampling
-from langevin.models.layers.attention import Attend, Attention
+from langevin.models.layers.kinds import Kind, Options
+from langevin.models.layers.map_attention import Call, map_attention
 from langevin.models.layers.resnet import ResnetBlock
 from langevin.models.layers.sampling import Downsample, Resample, Upsample
-from langevin.models.layers.transformer import (
-    DEFAULT_MIX,
-    AdaptiveAttentionBlock,
-    DualTransformer2D,
-    Mix,
-    Transformer2D,
-)
-
-
-class Call(NamedTuple):
-    """What one forward pass tells all its layers beside the feature map.
-
-    ``emb`` (batch, width) is the time embedding; ``context`` (batch, keys, width) the text; ``mask`` and
-    ``context_mask`` are added to attention scores, (batch, 1, 1, keys); ``attention`` replaces the fused attention;
-    ``grounding`` (batch, objects, width) is GLIGEN's; ``mix`` says how a dual transformer reads the context.
-    """
-
-    emb: Tensor | None = None
-    context: Tensor | None = None
-    mask: Tensor | None = None
-    context_mask: Tensor | None = None
-    attention: Attend | None = None
-    grounding: Tensor | None = None
-    mix: Mix = DEFAULT_MIX
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a config says about one stage; the names are those of the layers that it is handed to."""
-
-    embedding_dim: int | None = None
-    embedding_use: str = "default"
-    activate_embedding: bool = True
-    output_scale: float = 1.0
-    eps: float = 1e-5
-    act: str = "silu"
-    groups: int | None = 32
-    dropout: float = 0.0
-    head_dim: int | None = None
-    heads: int | None = None
-    depth: int | tuple[int, ...] = 1
-    context_dim: int | None = None
-    context_norm: str | None = None
-    only_context: bool = False
-    linear: bool = False
-    upcast: bool = False
-    gated: bool = False
-    dual: bool = False
-    resample: str | None = None
-    padding: int = 1
-    attention_groups: int | None = None  # None: as `groups`; 0: no norm
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What sets one published kind of stage apart.
-
-    Args:
-        attention: a key of :data:`ATTENTION`, or None.
-        resample: ``conv`` or ``resnet`` (a residual block that resamples); ``config``: as the config says.
-        embedding: whether the residual blocks are told the time.
-        skips: going up, whether each layer is handed a map from the way down.
-        family: ``ncsn`` has a pyramid of pictures beside it (Song et al., 2021); ``k`` is k-diffusion's.
-        rescales: takes resnet_skip_time_act and resnet_out_scale_factor from the config.
-        freeu: FreeU acts on it.
-    """
-
-    attention: str | None = None
-    resample: str = "conv"
-    embedding: bool = True
-    skips: bool = True
-    family: str = "plain"
-    rescales: bool = False
-    freeu: bool = False
-
-
-DOWN = {
-    "DownBlock2D": Kind(),
-    "ResnetDownsampleBlock2D": Kind(resample="resnet", rescales=True),
-    "AttnDownBlock2D": Kind("self", resample="config"),
-    "CrossAttnDownBlock2D": Kind("cross"),
-    "SimpleCrossAttnDownBlock2D": Kind("added", resample="resnet", rescales=True),
-    "SkipDownBlock2D": Kind(family="ncsn"),
-    "AttnSkipDownBlock2D": Kind("self", family="ncsn"),
-    "KDownBlock2D": Kind(family="k"),
-    "KCrossAttnDownBlock2D": Kind("k", family="k"),
-    "DownEncoderBlock2D": Kind(embedding=False),
-    "AttnDownEncoderBlock2D": Kind("self", embedding=False),
-}
-MID = {
-    "UNetMidBlock2D": Kind("self"),
-    "UNetMidBlock2DCrossAttn": Kind("cross"),
-    "UNetMidBlock2DSimpleCrossAttn": Kind("added", rescales=True),
-}
-UP = {
-    "UpBlock2D": Kind(freeu=True),
-    "ResnetUpsampleBlock2D": Kind(resample="resnet", rescales=True),
-    "AttnUpBlock2D": Kind("self", resample="config"),
-    "CrossAttnUpBlock2D": Kind("cross", freeu=True),
-    "SimpleCrossAttnUpBlock2D": Kind("added", resample="resnet", rescales=True),
-    "SkipUpBlock2D": Kind(family="ncsn"),
-    "AttnSkipUpBlock2D": Kind("self", family="ncsn"),
-    "KUpBlock2D": Kind(family="k"),
-    "KCrossAttnUpBlock2D": Kind("k", family="k"),
-    "UpDecoderBlock2D": Kind(embedding=False, skips=False),
-    "AttnUpDecoderBlock2D": Kind("self", embedding=False, skips=False),
-}
-
-
-def kind_of(table: dict[str, Kind], name: str, setting: str) -> Kind:
-    """``table[name]``, also under its old name with "UNetRes" before it."""
-    try:
-        return table[name.removeprefix("UNetRes")]
-    except KeyError:
-        raise ValueError(f"{setting}: no block is called {name!r}; use one of: {', '.join(table)}") from None
-
-
-# How attention over a map is built, and how it is called, for each kind.
-
-
-def _build_self(channels: int, o: Options) -> nn.Module:
-    head_dim = o.head_dim or channels
-    groups = o.groups if o.attention_groups is None else o.attention_groups
-    return Attention(
-        channels,
-        heads=channels // head_dim,
-        head_dim=head_dim,
-        bias=True,
-        norm_groups=None if o.embedding_use == "spatial" else groups,
-        norm_eps=o.eps,
-        spatial_norm_dim=o.embedding_dim if o.embedding_use == "spatial" else None,
-        residual=True,
-        output_scale=o.output_scale,
-    )
-
-
-def _build_added(channels: int, o: Options) -> nn.Module:
-    head_dim = o.head_dim or channels
-    return Attention(
-        channels,
-        heads=channels // head_dim,
-        head_dim=head_dim,
-        added_dim=o.context_dim,
-        only_added=o.only_context,
-        context_norm=o.context_norm,
-        bias=True,
-        norm_groups=o.groups,
-        residual=True,
-    )
-
-
-def _build_cross(channels: int, o: Options, depth: int = 1) -> nn.Module:
-    common: dict[str, Any] = {
-        "heads": o.heads,
-        "head_dim": channels // o.heads,
-        "context_dim": o.context_dim,
-        "groups": o.groups,
-    }
-    if o.dual:
-        return DualTransformer2D(channels, **common)
-    return Transformer2D(
-        channels,
-        depth=depth,
-        linear=o.linear,
-        only_context=o.only_context,
-        upcast=o.upcast,
-        gated=o.gated,
-        **common,
-    )
-
-
-def _run_self(layer: nn.Module, x: Tensor, call: Call) -> Tensor:
-    return layer(x, None, None, call.attention, call.emb)
-
-
-def _run_added(layer: nn.Module, x: Tensor, call: Call) -> Tensor:
-    mask = call.context_mask if call.mask is None and call.context is not None else call.mask
-    return layer(x, call.context, mask, call.attention)
-
-
-def _run_cross(layer: nn.Module, x: Tensor, call: Call) -> Tensor:
-    return layer(x, call.context, call.mask, call.context_mask, call.attention, call.grounding)
-
-
-def _run_dual(layer: nn.Module, x: Tensor, call: Call) -> Tensor:
-    return layer(x, call.context, call.mask, call.context_mask, call.attention, call.mix)
-
-
-def _run_k(layer: nn.Module, x: Tensor, call: Call) -> Tensor:
-    return layer(x, call.emb, call.context, call.mask, call.context_mask, call.attention)
-
-
-_RUN: dict[str | None, Callable[[nn.Module, Tensor, Call], Tensor] | None] = {
-    None: None,
-    "self": _run_self,
-    "cross": _run_cross,
-    "added": _run_added,
-    "k": _run_k,
-}
 
 
 class _Stage(nn.Module):
     """What the three directions share: a list of residual blocks with attention behind each."""
 
-    attentions: nn.ModuleList | None
+    resnets: nn.ModuleList
 
     def __init__(self, kind: Kind) -> None:
         super().__init__()
+        self.attentions: Any = None
         self.kind = kind
         self.has_cross_attention = kind.attention in ("cross", "added", "k")
         self.gradient_checkpointing = False
-        self._run_attention = _RUN[kind.attention]
+        self._run_attention: Any = None
 
     def _add_attention(self, channels: list[int], o: Options, self_attention: bool = True) -> None:
         """Attention of the stage's kind for maps of these channels."""
-        kind = self.kind.attention
-        if kind is None:
-            return
-        if kind == "self":
-            layers = [_build_self(c, o) for c in channels]
-        elif kind == "added":
-            layers = [_build_added(c, o) for c in channels]
-        elif kind == "cross":
-            if o.dual:
-                self._run_attention = _run_dual
-            depths = (o.depth,) * len(channels) if isinstance(o.depth, int) else tuple(o.depth)
-            layers = [_build_cross(c, o, depth) for c, depth in zip(channels, depths, strict=True)]
-        else:
-            layers = [
-                AdaptiveAttentionBlock(
-                    c,
-                    head_dim=o.head_dim,
-                    embedding_dim=o.embedding_dim,
-                    context_dim=o.context_dim,
-                    self_attention=self_attention,
-                    upcast=o.upcast,
-                )
-                for c in channels
-            ]
-        self.attentions = nn.ModuleList(layers)
+        if self.kind.attention is not None:
+            self.attentions, self._run_attention = map_attention(self.kind.attention, channels, o, self_attention)
 
-    def _pairs(self):
+    def _pairs(self) -> Iterable[tuple[nn.Module, nn.Module | None]]:
         """Each residual block with the attention behind it, or None."""
-        attentions = self._modules.get("attentions")
-        if attentions is None:
-            return ((resnet, None) for resnet in self.resnets)
-        return zip(self.resnets, attentions, strict=True)
+        return zip(self.resnets, self.attentions or repeat(None), strict=False)
 
     def _layer(
         self, resnet: nn.Module, attention: nn.Module | None, x: Tensor, skip: Tensor | None, call: Call
@@ -346,12 +124,14 @@ class DownStage(_Stage):
         self, x: Tensor, call: Call, pyramid: Tensor | None = None, residual: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor | None], Tensor | None]:
         """``residual`` is added to the last layer's map (T2I-Adapter: Mou et al., 2023)."""
-        run, outs = self._runner(), []
+        run = self._runner()
+        outs: list[Tensor | None] = []
         for resnet, attention in self._pairs():
             x = run(resnet, attention, x, None, call)
             outs.append(x)
         if residual is not None:
-            x = outs[-1] = x + residual
+            x = x + residual
+            outs[-1] = x
         if self.downsamplers is None:
             return x, [None] * len(outs) if self.kind.attention == "k" else outs, pyramid
         sampler = self.downsamplers[0]
@@ -384,8 +164,7 @@ class MidStage(_Stage):
         run = self._runner()
         first, *rest = self.resnets
         x = run(first, None, x, None, call)
-        attentions = self._modules.get("attentions") or [None] * len(rest)
-        for attention, resnet in zip(attentions, rest, strict=True):
+        for attention, resnet in zip(self.attentions or repeat(None), rest, strict=False):
             x = run(resnet, attention, x, None, call)
         return x
 
@@ -445,7 +224,9 @@ class UpStage(_Stage):
         self.upsamplers: nn.ModuleList | None = None
         if kind.family == "ncsn":
             self.upsampler = Resample(sampling.fir_up)
-            self.resnet_up = self.skip_conv = self.skip_norm = None
+            self.resnet_up: Any = None
+            self.skip_conv: Any = None
+            self.skip_norm: Any = None
             if upsample:
                 self.resnet_up = _resnet(kind, o, out_channels, out_channels, resample=sampling.fir_up, shortcut=True)
                 self.skip_conv = nn.Conv2d(out_channels, 3, 3, padding=1)
@@ -472,16 +253,12 @@ class UpStage(_Stage):
         if self.kind.family == "ncsn":
             return self._forward_ncsn(x, skips, call, pyramid)
         run = self._runner()
-        if self.kind.family == "k":
-            mine = [skips.pop() for _ in self.resnets]
-            mine[1:] = [None] * (len(mine) - 1)
-        elif self.kind.skips:
-            mine = [skips.pop() for _ in self.resnets]
-        else:
-            mine = [None] * len(self.resnets)
-        for (resnet, attention), skip in zip(self._pairs(), mine, strict=True):
+        for i, (resnet, attention) in enumerate(self._pairs()):
+            skip = skips.pop() if self.kind.skips else None  # one at a time: each is freed once it has been read
+            if self.kind.family == "k" and i > 0:
+                skip = None
             if freeu is not None and self.kind.freeu:
-                x, skip = freeu(x, skip)
+                x, skip = freeu(x, skip)  # type: ignore[arg-type]  # these kinds are always handed a map
             x = run(resnet, attention, x, skip, call)
         if self.upsamplers is not None:
             sampler = self.upsamplers[0]
@@ -503,3 +280,20 @@ class UpStage(_Stage):
             pyramid = detail if pyramid is None else pyramid + detail
             x = self.resnet_up(x, call.emb)
         return x, pyramid
+
+
+def divisors(down: nn.ModuleList, up: nn.ModuleList) -> tuple[int, int]:
+    """What the stages divide height and width by, and of what the two must be multiples (1: any size runs)."""
+    divisor = 2 ** (len(down) - 1)
+    return divisor, 1 if all(stage.kind.family == "plain" for stage in (*down, *up)) else divisor
+
+
+def size_above(up: Any, skips: list[Tensor | None], sample: Tensor, divisor: int) -> tuple[int, int] | None:
+    """The size that ``up`` has to reach; None if that is twice its own.
+
+    A size that was not halved evenly on the way down is met again on the way up by asking for it.
+    """
+    if up.upsamplers is None or not any(side % divisor for side in sample.shape[-2:]):
+        return None
+    height, width = skips[-len(up.resnets) - 1].shape[-2:]  # type: ignore[union-attr]
+    return height, width

@@ -167,14 +167,16 @@ class ImageTimeEmbedding(nn.Module):
         return self.image_norm(self.image_proj(image))
 
 
-class ImageHintTimeEmbedding(ImageTimeEmbedding):
+class ImageHintTimeEmbedding(nn.Module):
     """As :class:`ImageTimeEmbedding`, and a hint picture turned into a map of an eighth of its size.
 
     (batch, dim), (batch, 3, h, w) -> (batch, out_dim), (batch, 4, h/8, w/8).
     """
 
     def __init__(self, dim: int, out_dim: int) -> None:
-        super().__init__(dim, out_dim)
+        super().__init__()
+        self.image_proj = nn.Linear(dim, out_dim)
+        self.image_norm = nn.LayerNorm(out_dim)
         widths, strides = (3, 16, 16, 32, 32, 96, 96, 256, 4), (1, 1, 2, 1, 2, 1, 2, 1)
         layers: list[nn.Module] = []
         for narrow, wide, stride in zip(widths[:-1], widths[1:], strides, strict=True):
@@ -182,7 +184,7 @@ class ImageHintTimeEmbedding(ImageTimeEmbedding):
         self.input_hint_block = nn.Sequential(*layers[:-1])
 
     def forward(self, image: Tensor, hint: Tensor) -> tuple[Tensor, Tensor]:
-        return super().forward(image), self.input_hint_block(hint)
+        return self.image_norm(self.image_proj(image)), self.input_hint_block(hint)
 
 
 class ImageProjection(nn.Module):

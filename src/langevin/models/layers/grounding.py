@@ -20,8 +20,10 @@ def _mlp(dim: int, out_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, 512), nn.SiLU(), nn.Linear(512, 512), nn.SiLU(), nn.Linear(512, out_dim))
 
 
-def _or_null(feature: Tensor, mask: Tensor, null: Tensor) -> Tensor:
+def _or_null(feature: Tensor | None, mask: Tensor | None, null: Tensor) -> Tensor:
     """``feature`` (batch, objects, dim) where ``mask`` (batch, objects) is 1, ``null`` (dim,) where it is 0."""
+    if feature is None or mask is None:
+        raise ValueError("grounding needs an embedding and a mask for each box: see BoxProjection.forward")
     mask = mask[..., None]
     return feature * mask + (1 - mask) * null
 
@@ -34,12 +36,15 @@ class BoxProjection(nn.Module):
 
     def __init__(self, feature_dim: int, out_dim: int, *, with_images: bool = False) -> None:
         super().__init__()
-        names = ("text", "image") if with_images else ("positive",)
         self.with_images = with_images
-        for name in names:
-            mlp = _mlp(feature_dim + 64, out_dim)
-            self.add_module(f"linears_{name}" if with_images else "linears", mlp)
-            self.register_parameter(f"null_{name}_feature", nn.Parameter(torch.zeros(feature_dim)))
+        if with_images:
+            self.linears_text = _mlp(feature_dim + 64, out_dim)
+            self.linears_image = _mlp(feature_dim + 64, out_dim)
+            self.null_text_feature = nn.Parameter(torch.zeros(feature_dim))
+            self.null_image_feature = nn.Parameter(torch.zeros(feature_dim))
+        else:
+            self.linears = _mlp(feature_dim + 64, out_dim)
+            self.null_positive_feature = nn.Parameter(torch.zeros(feature_dim))
         self.null_position_feature = nn.Parameter(torch.zeros(64))
 
     def forward(

@@ -55,12 +55,12 @@ class ResnetBlock(nn.Module):
                 f"resnet_time_scale_shift={embedding_use!r} is unknown; use one of: {', '.join(EMBEDDING_USES)}"
             )
         self.embedding_use, self.resample, self.output_scale = embedding_use, resample, float(output_scale)
-        self.norm_takes_embedding = embedding_use in ("ada_group", "spatial")
+        self.norm_takes_embedding = embedding_dim is not None and embedding_use in ("ada_group", "spatial")
 
         def norm(channels: int, groups: int) -> nn.Module:
-            if embedding_use == "ada_group":
+            if embedding_dim is not None and embedding_use == "ada_group":
                 return AdaGroupNorm(embedding_dim, channels, groups, eps)
-            if embedding_use == "spatial":
+            if embedding_dim is not None and embedding_use == "spatial":
                 return SpatialNorm(channels, embedding_dim)
             return nn.GroupNorm(groups, channels, eps)
 

@@ -77,7 +77,7 @@ class TransformerBlock(nn.Module):
         dropout_p: float = 0.0,
     ) -> None:
         super().__init__()
-        shared = {"heads": heads, "head_dim": head_dim, "upcast": upcast, "dropout_p": dropout_p}
+        shared: dict[str, Any] = {"heads": heads, "head_dim": head_dim, "upcast": upcast, "dropout_p": dropout_p}
         self.only_context = only_context
         self.norm1 = nn.LayerNorm(dim)
         self.attn1 = Attention(dim, context_dim=context_dim if only_context else None, **shared)
@@ -85,7 +85,7 @@ class TransformerBlock(nn.Module):
         self.attn2 = Attention(dim, context_dim=context_dim, **shared)
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim, dropout_p)
-        self.fuser = GatedAttention(dim, context_dim, heads, head_dim) if gated else None
+        self.fuser = GatedAttention(dim, context_dim or dim, heads, head_dim) if gated else None
 
     def forward(
         self,
@@ -177,9 +177,10 @@ class AdaptiveAttentionBlock(nn.Module):
     ) -> None:
         super().__init__()
         groups = max(1, channels // group_size)
-        shared = {"heads": channels // head_dim, "head_dim": head_dim, "bias": True}
+        shared: dict[str, Any] = {"heads": channels // head_dim, "head_dim": head_dim, "bias": True}
         shared |= {"upcast": upcast, "dropout_p": dropout_p}
-        self.norm1 = self.attn1 = None
+        self.norm1: Any = None
+        self.attn1: Any = None
         if self_attention:
             self.norm1 = AdaGroupNorm(embedding_dim, channels, groups)
             self.attn1 = Attention(channels, **shared)

@@ -1,0 +1,89 @@
+"""Ancestral sampling in σ: Euler's method to below the next level, then fresh noise up to it.
+
+Crowson's k-diffusion, ``sample_euler_ancestral``; it is the ancestral sampling of Ho et al. 2020 (arXiv:2006.11239)
+in the notation of Karras et al. 2022 (arXiv:2206.00364).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..checkpoints.config import register_to_config
+from . import prediction as predictions
+from .base import DrawNoise, StepOutput, combine, draw
+from .sigma import SigmaRun, SigmaScheduler
+
+
+def ancestral_step(sigma: float, target: float) -> tuple[float, float]:
+    """(σ_down, σ_up) with σ_down² + σ_up² = target²: where to go without noise, and how much noise to add then."""
+    down = target**2 / sigma if sigma else 0.0
+    return down, math.sqrt(max(target**2 - down**2, 0.0))
+
+
+class EulerAncestralRun(SigmaRun):
+    """x ← x + (σ_down - σ)·(x - x0)/σ + σ_up·z."""
+
+    def configure(self) -> None:
+        self.coefficients = []
+        for level, target in zip(self.levels, self.targets, strict=True):
+            down, up = ancestral_step(level.sigma, target.sigma)
+            p, q = predictions.to_x0(self.prediction_type, level)
+            h = (down - level.sigma) / level.sigma if level.sigma else 0.0
+            self.coefficients.append((1.0 + h * (1.0 - p), -h * q, up))
+
+    def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
+        of_x, of_prediction, up = self.coefficients[i]
+        z = (noise or draw)(prediction)
+        previous = combine((of_x, x), (of_prediction, prediction), (up, z))
+        return StepOutput(previous.to(x.dtype), self._later(prediction, i, x))
+
+
+class EulerAncestralDiscreteScheduler(SigmaScheduler):
+    """Euler steps with fresh noise after each: more variety than Euler, and never the same limit at more steps.
+
+    Args:
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: the noise
+            schedule; see :meth:`NoiseSchedule.from_config`.
+        prediction_type: "epsilon" or "v_prediction".
+        timestep_spacing, steps_offset: which timesteps a run visits; see :mod:`langevin.schedulers.spacing`.
+
+        >>> run = EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear").plan(20)
+        >>> x = torch.randn(1, 4, 8, 8) * run.init_noise_sigma
+        >>> for i, t in enumerate(run.timesteps):
+        ...     x = run.step(network(run.scale_model_input(x, i), t), i, x, noise=torch.randn_like).prev_sample
+    """
+
+    prediction_types = ("epsilon", "v_prediction")
+    _steps_at_once = True
+    _refuses_whole_timesteps = True
+
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: np.ndarray | list[float] | None = None,
+        prediction_type: str = "epsilon", timestep_spacing: str = "linspace", steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+    ):  # fmt: skip
+        self.noise_schedule = self._build_noise_schedule(rescale_betas_zero_snr)
+
+    def _run_over(self, timesteps: list[float], sigmas: list[float]) -> EulerAncestralRun:
+        return EulerAncestralRun(timesteps, sigmas, self.config.prediction_type, self._init_noise_sigma(sigmas))
+
+    def step(
+        self, model_output: torch.Tensor, timestep: float | torch.Tensor, sample: torch.Tensor,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None, return_dict: bool = True,
+    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
+        """One step of the run that ``set_timesteps`` laid out.
+
+        Args:
+            model_output: the network's output at ``timestep``, given the scaled sample.
+            timestep: one of ``scheduler.timesteps``. Looked up at the first step; after that, steps are counted.
+            sample: x at that timestep, not scaled.
+            generator: where noise comes from; a list gives each image its own.
+            return_dict: False gives the tuple ``(prev_sample, pred_original_sample)``.
+        """
+        return self._step(model_output, timestep, sample, generator, return_dict)

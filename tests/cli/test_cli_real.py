@@ -1,0 +1,103 @@
+"""The command line on real pipelines: a tiny random checkpoint always, the model in the box where it is there."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import langevin
+from langevin.cli.app import app
+from langevin.media.settings import read_settings
+
+WEIGHTS = Path(langevin.__file__).parent / "zoo" / "weights"
+in_the_box = pytest.mark.skipif(not (WEIGHTS / "shapes" / "model_index.json").exists(), reason="no weights here")
+unconditional = pytest.mark.skipif(
+    not (WEIGHTS / "shapes-unconditional" / "model_index.json").exists(), reason="no weights here"
+)
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LANGEVIN_DEBUG", raising=False)
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, (result.output, result.stderr, result.exception)
+    return result
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "pndm", "ddpm"])
+def test_generate_and_again_on_a_tiny_checkpoint(tiny_sd_folder, scheduler):
+    words = "--steps 4 --seed 7 --count 2 --guidance 3 --negative ugly --size 32x16 --device cpu --out c.png"
+    run("generate", "a red circle", *words.split(), "--model", tiny_sd_folder, "--scheduler", scheduler)
+    assert Image.open("c-1.png").size == (32, 16)
+    assert not np.array_equal(pixels("c-1.png"), pixels("c-2.png"))
+    assert "identical" in run("again", "c-2.png").stdout
+    assert read_settings("c-2-again.png") == read_settings("c-2.png")
+    assert "a red circle" in run("info", "c-1.png").stdout
+
+
+def test_formats_and_number_formats_come_again(tiny_sd_folder):
+    base = ["generate", "x", "--model", tiny_sd_folder, "--steps", 2, "--seed", 1, "--device", "cpu"]
+    run(*base, "--dtype", "bf16", "--out", "half.png")
+    assert read_settings("half.png")["dtype"] == "bfloat16"
+    assert "identical" in run("again", "half.png").stdout
+
+
+def test_a_relative_model_folder_is_found_from_anywhere(tiny_sd_folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tiny_sd_folder.parent)
+    run("generate", "x", "--model", tiny_sd_folder.name, "--steps", 2, "--out", tmp_path / "c.png", "--device", "cpu")
+    monkeypatch.chdir(tmp_path)
+    assert "identical" in run("again", "c.png").stdout
+
+
+def test_errors_of_the_library_are_one_line(tiny_sd_folder):
+    base = ["generate", "x", "--model"]
+    for arguments in ([*base, "/no/such/folder"], [*base, "no/such-model"], [*base, tiny_sd_folder, "--size", "17"]):
+        said = run(*arguments, code=1).stderr
+        assert said.startswith("langevin: ")
+        assert said.count("\n") == 1
+
+
+def test_half_a_checkpoint_is_one_line(tmp_path):
+    folder = tmp_path / "half"
+    folder.mkdir()
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    said = run("generate", "x", "--model", folder, code=1).stderr
+    assert said.startswith("langevin: ")
+    assert said.count("\n") == 1
+
+
+@in_the_box
+def test_the_readme_with_the_model_in_the_box():
+    from langevin.zoo.reader import matches, read
+    from langevin.zoo.world import parse
+
+    run("generate", "a red circle", "--steps", 20, "--seed", 7, "--out", "circle.png")
+    image = Image.open("circle.png")
+    assert image.size == (64, 64)
+    assert matches(read(image), parse("a red circle"))
+    assert "identical" in run("again", "circle.png").stdout
+    assert "langevin/shapes" in run("models").stdout
+
+
+@in_the_box
+def test_picture_k_of_a_call_comes_again_alone_from_the_box():
+    run("generate", "a blue square", "--steps", 10, "--seed", 3, "--count", 3, "--out", "s.png")
+    for k in (1, 2, 3):
+        assert "identical" in run("again", f"s-{k}.png").stdout
+
+
+@unconditional
+def test_pictures_without_a_prompt_from_the_box():
+    run("generate", "--model", "langevin/shapes-unconditional", "--steps", 5, "--seed", 1, "--count", 2)
+    assert "identical" in run("again", "picture-2.png").stdout
