@@ -222,7 +222,9 @@ def report(figures: dict[str, Any]) -> None:
     bare, torch_alone = taken["bare Python"], taken["import torch"]
     ours, theirs = (taken[f"from {name} import StableDiffusionPipeline"] for name in ("langevin", "diffusers"))
     table.add_row("from … import StableDiffusionPipeline", f"{ours:.2f} s", f"{theirs:.2f} s", f"{ours / theirs:.2f}")
-    table.add_row("  the same, in units of import torch", f"{ours / torch_alone:.2f}", f"{theirs / torch_alone:.2f}", "")
+    table.add_row(
+        "  the same, in units of import torch", f"{ours / torch_alone:.2f}", f"{theirs / torch_alone:.2f}", ""
+    )
     table.add_row("  import langevin, above bare Python", f"{taken['import langevin'] - bare:.3f} s", "", "")
 
     def row(what: str, pair: dict[str, float], unit: str = "s", scale: float = 1) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from langevin import ClassifierFreeGuidance, DDIMScheduler, EulerDiscreteScheduler, Guider, GuidanceRescale
+from langevin import ClassifierFreeGuidance, DDIMScheduler, EulerDiscreteScheduler, GuidanceRescale, Guider
 from langevin.denoiser import NetworkDenoiser, stack_conditions
 from langevin.loop import denoise
 from langevin.randomness import Noise

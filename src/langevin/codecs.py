@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
+
+from torch import Tensor
 
 from langevin.randomness import Noise
 
@@ -14,7 +16,7 @@ class VaeCodec:
     z / scale + shift (Rombach et al. 2022, 2112.10752, section G; shift is 0 where the config has none).
     """
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: Any) -> None:
         self.vae = vae
         self.scale = vae.config.scaling_factor
         self.shift = vae.config.get("shift_factor") or 0.0

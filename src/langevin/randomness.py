@@ -16,11 +16,10 @@ def seeds_for(seed: int | Sequence[int], batch: int) -> list[int]:
     Raises:
         ValueError: if a list's length is not ``batch`` or a seed is outside 0 … 2⁶⁴-1.
     """
-    counts = isinstance(seed, int)
-    seeds = [seed] if counts else list(seed) if isinstance(seed, Sequence) else []
+    seeds = [seed] if isinstance(seed, int) else list(seed) if isinstance(seed, Sequence) else []
     if not seeds or any(type(s) is not int or not 0 <= s <= MAX_SEED for s in seeds):
         raise ValueError(f"seed is {seed!r}; give a whole number from 0 to 2**64 - 1, or a list with one per picture")
-    if counts:
+    if isinstance(seed, int):
         return [(seed + k) & MAX_SEED for k in range(batch)]
     if len(seeds) != batch:
         raise ValueError(f"seed has {len(seeds)} entries for {batch} pictures; give one per picture, or a single int")
@@ -83,13 +82,14 @@ def noise_for(
         seeds = seeds_for(seed, batch)
         return Noise.from_seeds(seeds), list(seeds)
     each = list(generator) if isinstance(generator, Sequence) else [generator] if batch == 1 else []
-    known = [g.initial_seed() if _is_fresh(g) else None for g in each] if len(each) == batch else [None] * batch
-    return Noise(generator), known
+    if len(each) != batch:
+        return Noise(generator), [None] * batch
+    return Noise(generator), [_seed_if_fresh(g) for g in each]
 
 
-def _is_fresh(generator: Generator | None) -> bool:
-    """True if a CPU generator has drawn nothing since it was seeded."""
+def _seed_if_fresh(generator: Generator | None) -> int | None:
+    """The seed of a CPU generator that has drawn nothing since it was seeded."""
     if generator is None or generator.device.type != "cpu":
-        return False
+        return None
     seeded = Generator("cpu").manual_seed(generator.initial_seed())
-    return torch.equal(seeded.get_state(), generator.get_state())
+    return generator.initial_seed() if torch.equal(seeded.get_state(), generator.get_state()) else None

@@ -347,6 +347,12 @@ WRONG = {
         "cross_attention_norm='x' is unknown; use None, 'layer_norm' or 'group_norm'",
     ),
     "depths": (lambda: conditional(transformer_layers_per_block=[[1], 1]), "reverse_transformer_layers_per_block"),
+    "too few depths": (
+        lambda: conditional(
+            transformer_layers_per_block=[1, 1], reverse_transformer_layers_per_block=[1, [1]], layers_per_block=2
+        ),
+        r"a stage of 3 layers has transformer depths \(1,\); give one, or one each",
+    ),
     "odd fourier": (lambda: conditional(time_embedding_type="fourier", time_embedding_dim=5), "=5 is odd"),
     "attention type": (lambda: conditional(attention_type="x"), "attention_type='x' is unknown"),
     "pyramid with text": (lambda: conditional(**PYRAMID), "are for UNet2DModel"),

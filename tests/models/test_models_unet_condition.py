@@ -189,6 +189,16 @@ CASES = {
         },
         {},
     ),
+    "depths per layer down to the middle": (
+        {
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "layers_per_block": 2,
+            "transformer_layers_per_block": [1, [1, 2], [3, 1]],
+            "reverse_transformer_layers_per_block": [[1, 2, 1], [1, 1, 2], 1],
+        },
+        {},
+    ),
     "depths of the way up": (
         {**CROSS, "transformer_layers_per_block": [1, 2, 3], "reverse_transformer_layers_per_block": [2, 3, 1]},
         {},

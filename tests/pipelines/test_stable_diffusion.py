@@ -7,11 +7,11 @@ import threading
 import numpy as np
 import pytest
 import torch
-from tests.conftest import reference_parts
 
 import langevin
 from langevin import ClassifierFreeGuidance, Guider, StableDiffusionPipeline
 from langevin.media.picture import Picture
+from tests.conftest import reference_parts
 
 ATOL = 1e-4
 SCHEDULERS = {
@@ -167,9 +167,7 @@ def test_the_safety_checker_flags_what_the_reference_flags_and_need_not_black_ou
     prompts, options = ["a cat", "a dog", "x", "!!!"], dict(num_inference_steps=2, output_type="np")
     plain = images(both()[0], prompts, num_inference_steps=2)
     checkers = ours.safety_checker, theirs.safety_checker
-    pixels = ours.feature_extractor(
-        ours.image_processor.numpy_to_pil(plain), return_tensors="pt"
-    ).pixel_values
+    pixels = ours.feature_extractor(ours.image_processor.numpy_to_pil(plain), return_tensors="pt").pixel_values
     with torch.no_grad():
         score = torch.nn.functional.cosine_similarity(
             checkers[0].visual_projection(checkers[0].vision_model(pixels)[1])[:, None],

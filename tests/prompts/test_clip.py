@@ -6,9 +6,9 @@ import logging
 
 import pytest
 import torch
-from tests.conftest import reference_parts
 
 from langevin.prompts.clip import encode_clip, encode_prompts
+from tests.conftest import reference_parts
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,9 @@ def reference(parts):
 
     # the reference looks for the final norm where older versions of transformers had it
     parts["text_encoder"].__dict__.setdefault("text_model", parts["text_encoder"])
-    return diffusers.StableDiffusionPipeline(**parts, scheduler=diffusers.DDIMScheduler(), requires_safety_checker=False)
+    return diffusers.StableDiffusionPipeline(
+        **parts, scheduler=diffusers.DDIMScheduler(), requires_safety_checker=False
+    )
 
 
 @pytest.fixture(scope="module")

@@ -130,7 +130,7 @@ def test_parse(prompt, things, extra):
 
 @pytest.mark.parametrize("prompt", ["", "an astronaut on a horse", "a circle, a square and a star"])
 def test_prompts_of_other_worlds_are_refused_in_one_clear_line(prompt):
-    with pytest.raises(ValueError, match="names one or two shapes, this one names [03]"):
+    with pytest.raises(ValueError, match=r"names one or two shapes, this one names [03]"):
         world.parse(prompt)
 
 

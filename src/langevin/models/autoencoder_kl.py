@@ -122,6 +122,7 @@ class AutoencoderKL(ModelMixin):
     def __init__(
         self,
         in_channels: int = 3,
+        latent_channels: int = 4,
         out_channels: int = 3,
         # the stages
         block_out_channels: tuple[int, ...] = (64,),
@@ -132,7 +133,6 @@ class AutoencoderKL(ModelMixin):
         norm_num_groups: int = 32,
         act_fn: str = "silu",
         # the latents
-        latent_channels: int = 4,
         use_quant_conv: bool = True,
         use_post_quant_conv: bool = True,
         scaling_factor: float = 0.18215,

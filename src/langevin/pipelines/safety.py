@@ -5,6 +5,8 @@ Imported only when a checkpoint has one, since it is built on transformers.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPVisionModel, PreTrainedModel
@@ -25,9 +27,10 @@ class StableDiffusionSafetyChecker(PreTrainedModel):
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__(config)
-        dim = config.projection_dim
-        self.vision_model = CLIPVisionModel(config.vision_config)
-        self.visual_projection = nn.Linear(config.vision_config.hidden_size, dim, bias=False)
+        dim: Any = config.projection_dim
+        vision: Any = config.vision_config
+        self.vision_model = CLIPVisionModel(vision)
+        self.visual_projection = nn.Linear(vision.hidden_size, dim, bias=False)
         for name, count in (("concept_embeds", CONCEPTS), ("special_care_embeds", SPECIAL_CONCEPTS)):
             setattr(self, name, nn.Parameter(torch.ones(count, dim), requires_grad=False))
             setattr(self, f"{name}_weights", nn.Parameter(torch.ones(count), requires_grad=False))
@@ -38,14 +41,15 @@ class StableDiffusionSafetyChecker(PreTrainedModel):
         """Which of the pictures ``(batch, 3, size, size)``, prepared by the feature extractor, come too near."""
         embeds = self.visual_projection(self.vision_model(clip_input)[1]).float()
 
-        def excess(concepts: Tensor, thresholds: Tensor) -> Tensor:
+        def excess(name: str) -> Tensor:
+            concepts, thresholds = getattr(self, name), getattr(self, f"{name}_weights")
             return nn.functional.normalize(embeds) @ nn.functional.normalize(concepts.float()).T - thresholds.float()
 
         def above(score: Tensor) -> Tensor:  # decided at three decimals
             return (torch.round(score, decimals=3) > 0).any(dim=1)
 
-        special = above(excess(self.special_care_embeds, self.special_care_embeds_weights))
-        score = excess(self.concept_embeds, self.concept_embeds_weights) + 0.01 * special[:, None]
+        special = above(excess("special_care_embeds"))
+        score = excess("concept_embeds") + 0.01 * special[:, None]
         return above(score).tolist()
 
     @torch.no_grad()

@@ -173,7 +173,9 @@ class StableDiffusionPipeline(DiffusionPipeline):
         if distilled is not None:
             all_guiders = [g for g in all_guiders if g in guiders]
             # the embedding of w = scale - 1, times 1000: Meng et al. 2023 (2210.03142), section 3.1
-            code = sinusoid(torch.tensor([(guidance_scale - 1) * 1000]), distilled, freq_shift=1).to(device, embeds.dtype)
+            code = sinusoid(torch.tensor([(guidance_scale - 1) * 1000]), distilled, freq_shift=1).to(
+                device, embeds.dtype
+            )
             branches = {k: {**v, "timestep_cond": code.expand(batch, -1)} for k, v in branches.items()}
 
         noise, seeds = noise_for(batch, generator, seed)
@@ -193,9 +195,18 @@ class StableDiffusionPipeline(DiffusionPipeline):
             raise ValueError(f"latents is {tuple(latents.shape)}; {shape} is needed for this batch and size")
         x = latents.to(device) * run.init_noise_sigma
 
-        visible = {"cross_attention_kwargs": cross_attention_kwargs, "clip_skip": clip_skip}
-        visible["guidance_rescale"] = guidance_rescale
-        call = Call(self, run, branches, all_guiders, noise, callbacks, steps, **visible)
+        call = Call(
+            self,
+            run,
+            branches,
+            all_guiders,
+            noise,
+            callbacks,
+            steps,
+            cross_attention_kwargs=cross_attention_kwargs,
+            clip_skip=clip_skip,
+            guidance_rescale=guidance_rescale,
+        )
         fixed = {"cross_attention_kwargs": cross_attention_kwargs} if cross_attention_kwargs else {}
         x = call.denoise(x, NetworkDenoiser(self.unet, **fixed))
 
@@ -314,8 +325,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
         batch = len(seeds)
 
         def spread(texts: str | list[str] | None) -> list[str | None]:
-            texts = [texts] if texts is None or isinstance(texts, str) else list(texts)
-            return [texts[k * len(texts) // batch] for k in range(batch)]
+            each = list(texts) if isinstance(texts, (list, tuple)) else [texts]
+            return [each[k * len(each) // batch] for k in range(batch)]
 
         settings = call_settings(self, arguments, height=height, width=width, num_images_per_prompt=None)
         return per_picture(settings, seeds, spread(prompt), spread(negative_prompt))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from langevin.denoiser import NetworkDenoiser
 from langevin.guiders.base import Guider
@@ -29,7 +29,7 @@ class UnconditionalPipeline(DiffusionPipeline):
 
     def _sample(self, arguments: dict[str, Any], **run_options: Any) -> ImagePipelineOutput | tuple:
         """The call of every unconditional pipeline; ``arguments`` are those of its ``__call__``."""
-        get = arguments.get
+        get = arguments.__getitem__
         batch, steps = get("batch_size"), get("num_inference_steps")
         if not isinstance(batch, int) or batch < 1:
             raise ValueError(f"batch_size is {batch!r}; it must be a whole number of at least 1")

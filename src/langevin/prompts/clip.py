@@ -40,12 +40,13 @@ def encode_clip(
     config = text_encoder.config
     mask = tokens.attention_mask.to(device) if getattr(config, "use_attention_mask", False) else None
     ids = tokens.input_ids.to(device)
-    if not clip_skip:
-        if clip_skip is None:
-            return text_encoder(ids, attention_mask=mask)[0]
+    if clip_skip is None:
+        return text_encoder(ids, attention_mask=mask)[0]
     layers = config.num_hidden_layers
     if not 0 <= clip_skip <= layers:
-        raise ValueError(f"clip_skip is {clip_skip}; this text encoder has {layers} layers, so 0 to {layers} are allowed")
+        raise ValueError(
+            f"clip_skip is {clip_skip}; this text encoder has {layers} layers, so 0 to {layers} are allowed"
+        )
     hidden = text_encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-(clip_skip + 1)]
     return getattr(text_encoder, "text_model", text_encoder).final_layer_norm(hidden)
 
@@ -104,25 +105,22 @@ def encode_prompts(
     if with_negative and negative_prompt_embeds is None:
         negatives = _match_negative(negative_prompt, count)
 
-    length = None if prompt_embeds is None else prompt_embeds.shape[1]
-    skip_negative = clip_skip if clip_skip_negative else None
-    positive, negative = prompt_embeds, negative_prompt_embeds
-    if positive is None and negatives and skip_negative == clip_skip:
-        both = encode_clip(tokenizer, text_encoder, negatives + texts, clip_skip=clip_skip, device=device)
-        negative, positive = both[: len(negatives)], both[len(negatives) :]
-    else:
-        if positive is None:
-            positive = encode_clip(tokenizer, text_encoder, texts, clip_skip=clip_skip, device=device)
-        if negatives:
-            negative = encode_clip(
-                tokenizer, text_encoder, negatives, clip_skip=skip_negative, length=length, device=device
-            )
+    def encode(texts: Sequence[str], **options: Any) -> Tensor:
+        return encode_clip(tokenizer, text_encoder, texts, device=device, **options)
 
     def ready(embeds: Tensor) -> Tensor:
         return embeds.to(device=device, dtype=dtype).repeat_interleave(pictures, dim=0)
 
+    skip_negative = clip_skip if clip_skip_negative else None
+    positive, negative = prompt_embeds, negative_prompt_embeds
+    if positive is None and negatives and skip_negative == clip_skip:
+        negative, positive = encode(negatives + texts, clip_skip=clip_skip).split([len(negatives), len(texts)])
+    if positive is None:
+        positive = encode(texts, clip_skip=clip_skip)
     if not with_negative:
         return TextEncoding(ready(positive), None)
+    if negative is None:
+        negative = encode(negatives, clip_skip=skip_negative, length=positive.shape[1])
     if negative.shape != positive.shape:
         raise ValueError(
             f"negative_prompt_embeds is {tuple(negative.shape)} and prompt_embeds {tuple(positive.shape)}; "

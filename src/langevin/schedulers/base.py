@@ -203,6 +203,14 @@ class Run:
         return x0 if self.limit is None else self.limit(x0)
 
 
+def per_image(levels: Sequence[Level], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(alpha, sigma) of one level per image, in at least fp32, shaped to be multiplied with ``like``."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    pairs = torch.tensor(levels, dtype=dtype, device=like.device)
+    alpha, sigma = (column.view(-1, *[1] * (like.ndim - 1)) for column in pairs.unbind(1))
+    return alpha, sigma
+
+
 def _as_tensor(timesteps: list[Any], device: str | torch.device | None = None) -> torch.Tensor:
     whole = all(isinstance(t, int) for t in timesteps)
     return torch.tensor(timesteps, dtype=torch.int64 if whole else torch.float32, device=device)
@@ -483,15 +491,12 @@ class SchedulerMixin(ConfigMixin):
     def _levels_at(self, timesteps: torch.Tensor | float, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(alpha, sigma) of per-image timesteps, broadcast over ``like``, in at least fp32."""
         timesteps = torch.as_tensor(timesteps)
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         if timesteps.is_floating_point():
-            levels = [self.noise_schedule.level(t) for t in timesteps.flatten().tolist()]
-            alpha, sigma = torch.tensor(levels, dtype=dtype, device=like.device).unbind(1)
-        else:
-            alpha_bar = self.noise_schedule.alphas_cumprod_on(like.device)[timesteps.flatten().to(like.device)]
-            alpha, sigma = alpha_bar.to(dtype).sqrt(), (1 - alpha_bar.to(dtype)).sqrt()
+            return per_image([self.noise_schedule.level(t) for t in timesteps.flatten().tolist()], like)
+        alpha_bar = self.noise_schedule.alphas_cumprod_on(like.device)[timesteps.flatten().to(like.device)]
+        alpha_bar = alpha_bar.to(torch.promote_types(like.dtype, torch.float32))
         shape = (-1, *[1] * (like.ndim - 1))
-        return alpha.view(shape), sigma.view(shape)
+        return alpha_bar.sqrt().view(shape), (1 - alpha_bar).sqrt().view(shape)
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | float
@@ -549,3 +554,40 @@ class SchedulerMixin(ConfigMixin):
 
         names = [name for name in cls._compatibles if name in HOMES and name != cls.__name__]
         return [cls, *(getattr(import_module(f"{__package__}.{HOMES[name]}"), name) for name in names)]
+
+
+class CountedSteps(SchedulerMixin):
+    """The familiar API of solvers that look a timestep up once and count from there: calls may share a timestep."""
+
+    _refuses_whole_timesteps: ClassVar[bool] = False
+
+    def _locate(self, timestep: float | torch.Tensor) -> int:
+        whole = isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point())
+        if whole and self._refuses_whole_timesteps:
+            raise ValueError(
+                f"timestep {timestep} is a whole number: {type(self).__name__} has fractional timesteps. Pass one of "
+                "scheduler.timesteps, not its index (no enumerate)"
+            )
+        return self._begin(timestep)
+
+    def _begin(self, timestep: float | torch.Tensor | None) -> int:
+        if self._step_index is None:
+            if self._begin_index is not None:
+                self._step_index = self._begin_index
+            elif timestep is not None:
+                self._step_index = self.run.index_of(float(timestep))
+            else:
+                raise ValueError("a timestep is needed, to find the place in the run: one of scheduler.timesteps")
+        return self._step_index
+
+    def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
+        """The call that has this timestep; the second, where two have it."""
+        return self.run.index_of(float(timestep))
+
+    def _levels_at(self, timesteps: torch.Tensor | float, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        run, places = self.run, torch.as_tensor(timesteps).flatten().tolist()
+        if self._begin_index is None:
+            indices = [run.index_of(t) for t in places]
+        else:  # a run is under way: its place counts
+            indices = [self._begin_index if self._step_index is None else self._step_index] * len(places)
+        return per_image([[*run.levels, run.targets[-1]][i] for i in indices], like)

@@ -6,7 +6,9 @@ slopes, integrated exactly (Hairer, Nørsett & Wanner, "Solving Ordinary Differe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,18 +19,21 @@ from .base import DrawNoise, StepOutput, combine
 from .sigma import SigmaRun, SigmaScheduler
 
 
+@cache
+def _gauss_legendre(count: int) -> list[tuple[float, float]]:
+    nodes, shares = np.polynomial.legendre.leggauss(count)
+    return list(zip(nodes.tolist(), shares.tolist(), strict=True))
+
+
 def multistep_weights(knots: Sequence[float], start: float, end: float) -> list[float]:
-    """∫ from start to end of each Lagrange polynomial over ``knots``, by Gauss-Legendre, exact up to degree 7."""
-    nodes, shares = np.polynomial.legendre.leggauss(max(4, (len(knots) + 1) // 2))
+    """∫ from start to end of each Lagrange polynomial over ``knots``, by a quadrature that is exact for its degree."""
     half = (end - start) / 2
-    places = start + half * (nodes + 1)
+    points = [(start + half * (1 + node), half * share) for node, share in _gauss_legendre((len(knots) + 1) // 2)]
     weights = []
     for k, knot in enumerate(knots):
-        basis = np.ones_like(places)
-        for j, other in enumerate(knots):
-            if j != k and other != knot:  # two calls at one level count as one
-                basis *= (places - other) / (knot - other)
-        weights.append(float(half * (shares @ basis)))
+        others = [other for j, other in enumerate(knots) if j != k and other != knot]
+        scale = math.prod(knot - other for other in others)
+        weights.append(sum(share * math.prod(place - other for other in others) for place, share in points) / scale)
     return weights
 
 
@@ -47,8 +52,9 @@ class LMSRun(SigmaRun):
                 self.slope_weights.append(((1.0 - p) / level.sigma, -q / level.sigma))
         sigmas = self.sigmas
         self.weights = [
-            [multistep_weights(sigmas[i - n + 1 : i + 1][::-1], sigmas[i], sigmas[i + 1]) for n in range(1, order + 1)]
-            [: i + 1]
+            [multistep_weights(sigmas[i - n + 1 : i + 1][::-1], sigmas[i], sigmas[i + 1]) for n in range(1, order + 1)][
+                : i + 1
+            ]
             for i in range(len(self))
         ]  # weights[i][n - 1]: at call i with n slopes
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from . import spacing as spacings
-from .base import Run, SchedulerMixin
+from .base import CountedSteps, Run, per_image
 from .noise import SMALLEST_ALPHA_BAR, Level, NoiseSchedule
 
 
@@ -44,7 +44,7 @@ class SigmaRun(Run):
         return x * (1.0 / math.hypot(self.levels[i].sigma, 1.0))
 
 
-class SigmaScheduler(SchedulerMixin):
+class SigmaScheduler(CountedSteps):
     """Base of the σ-schedulers of discretely trained models.
 
     Their config says ``timestep_spacing`` and ``steps_offset``, and at most one of ``use_karras_sigmas``,
@@ -53,7 +53,6 @@ class SigmaScheduler(SchedulerMixin):
     """
 
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction", "original_sample")
-    _refuses_whole_timesteps: ClassVar[bool] = False
 
     def _plan(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, **options: Any
@@ -150,44 +149,9 @@ class SigmaScheduler(SchedulerMixin):
             name = self._spacing[0]
         return max(sigmas) if name in ("linspace", "trailing") else math.hypot(max(sigmas), 1.0)
 
-    # -- the familiar API: the place in the run is counted, since different calls may share a timestep ---------------
-
-    def _locate(self, timestep: float | torch.Tensor) -> int:
-        whole = isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point())
-        if whole and self._refuses_whole_timesteps:
-            raise ValueError(
-                f"timestep {timestep} is a whole number: {type(self).__name__} has fractional timesteps. Pass one of "
-                "scheduler.timesteps, not its index (no enumerate)"
-            )
-        return self._begin(timestep)
-
-    def _begin(self, timestep: float | torch.Tensor | None) -> int:
-        if self._step_index is None:
-            if self._begin_index is not None:
-                self._step_index = self._begin_index
-            elif timestep is not None:
-                self._step_index = self.run.index_of(float(timestep))
-            else:
-                raise ValueError("a timestep is needed, to find the place in the run: one of scheduler.timesteps")
-        return self._step_index
-
-    def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
-        """The call that has this timestep; the second, where two have it."""
-        return self.run.index_of(float(timestep))
-
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
         """sample / sqrt(σ² + 1) at this timestep; call it before every network call."""
         return self.run.scale_model_input(sample, self._begin(timestep))
-
-    def _levels_at(self, timesteps: torch.Tensor | float, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        run, places = self.run, torch.as_tensor(timesteps).flatten().tolist()
-        if self._begin_index is None:
-            indices = [run.index_of(t) for t in places]
-        else:  # a run is under way: its place counts
-            indices = [self._begin_index if self._step_index is None else self._step_index] * len(places)
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        sigma = torch.tensor([run.sigmas[i] for i in indices], dtype=dtype, device=like.device)
-        return torch.ones((), dtype=dtype, device=like.device), sigma.view(-1, *[1] * (like.ndim - 1))
 
     def get_velocity(
         self,
@@ -210,9 +174,7 @@ class SigmaScheduler(SchedulerMixin):
         places = torch.as_tensor(timesteps).flatten().tolist()
         if not as_published:
             places = [self.run.index_of(t) for t in places]
-        dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
-        levels = torch.tensor([self.noise_schedule.level(t) for t in places], dtype=dtype, device=sample.device)
-        alpha, sigma = (column.view(-1, *[1] * (sample.ndim - 1)) for column in levels.unbind(1))
+        alpha, sigma = per_image([self.noise_schedule.level(t) for t in places], sample)
         return (alpha * noise - sigma * sample).to(sample.dtype)
 
 

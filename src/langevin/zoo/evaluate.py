@@ -34,9 +34,7 @@ def prompts(things: int, held_out: bool, count: int, seed: int = SEED) -> list[s
     return texts
 
 
-def paint(
-    pipe: object, texts: list[str], steps: int, guidance: float, batch: int = 25
-) -> Iterator[np.ndarray]:
+def paint(pipe: object, texts: list[str], steps: int, guidance: float, batch: int = 25) -> Iterator[np.ndarray]:
     """Pictures (64, 64, 3) uint8 of ``texts``; the k-th starts from the noise of seed k."""
     import torch
 

@@ -15,13 +15,12 @@ import typer
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
 OUT = typer.Option(..., help="Folder for the trained model and for resuming.")
+AUTOENCODER = typer.Option(..., help="Folder of the trained autoencoder.")
 MINUTES = typer.Option(None, help="Finish within this time, with fewer steps if need be.")
 
 
 @app.command()
-def autoencoder(
-    out: Path = OUT, steps: int | None = None, seed: int = 0, minutes: float | None = MINUTES
-) -> None:
+def autoencoder(out: Path = OUT, steps: int | None = None, seed: int = 0, minutes: float | None = MINUTES) -> None:
     """The autoencoder of langevin/shapes."""
     from . import train_autoencoder as recipe
 
@@ -30,7 +29,7 @@ def autoencoder(
 
 @app.command()
 def text_to_image(
-    autoencoder: Path = typer.Option(..., help="Folder of the trained autoencoder."),
+    autoencoder: Path = AUTOENCODER,
     out: Path = OUT,
     steps: int | None = None,
     seed: int = 0,
@@ -43,9 +42,7 @@ def text_to_image(
 
 
 @app.command()
-def unconditional(
-    out: Path = OUT, steps: int | None = None, seed: int = 0, minutes: float | None = MINUTES
-) -> None:
+def unconditional(out: Path = OUT, steps: int | None = None, seed: int = 0, minutes: float | None = MINUTES) -> None:
     """The pixel model langevin/shapes-unconditional."""
     from . import train_unconditional as recipe
 

@@ -67,9 +67,7 @@ def balance(model: nn.Module, count: int = 1024, seed: int = 1) -> float:
     return target.item()
 
 
-def train(
-    out: Path, steps: int = STEPS, batch: int = BATCH, seed: int = 0, minutes: float | None = None
-) -> None:
+def train(out: Path, steps: int = STEPS, batch: int = BATCH, seed: int = 0, minutes: float | None = None) -> None:
     """Train from nothing and save the autoencoder, with its measured ``scaling_factor``, in ``out``."""
     from langevin import AutoencoderKL
 

@@ -86,9 +86,7 @@ def train(
     make_tokenizer(out / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     vae = AutoencoderKL.from_pretrained(autoencoder).eval()
-    model = nn.ModuleDict(
-        {"unet": UNet2DConditionModel(**UNET), "text": pretrained_text_encoder(tokenizer, out, seed)}
-    )
+    model = nn.ModuleDict({"unet": UNet2DConditionModel(**UNET), "text": pretrained_text_encoder(tokenizer, out, seed)})
     scheduler = DDIMScheduler(**SCHEDULER)
     levels = scheduler.config.num_train_timesteps
 
@@ -105,9 +103,7 @@ def train(
         scenes, latents = pool(number)
         order = torch.randperm(POOL, generator=torch.Generator().manual_seed(number * PASSES + place // POOL))
         chosen = order[place % POOL :][:batch]
-        captions = [
-            "" if rng.random() < UNSAID else training_caption(scenes[i], rng) for i in chosen.tolist()
-        ]
+        captions = ["" if rng.random() < UNSAID else training_caption(scenes[i], rng) for i in chosen.tolist()]
         clean = latents[chosen]
         noise = torch.randn(clean.shape, generator=generator)
         # One noise level from each of ``batch`` equal stretches: a calmer loss than independent draws.
@@ -176,13 +172,9 @@ def pretrained_text_encoder(tokenizer: object, out: Path, seed: int) -> nn.Modul
         after = tokens == tokenizer.eos_token_id
         guesses = model["head"](states.float()[after]).split(sizes, dim=-1)
         asked = answers.repeat_interleave(after.sum(1), dim=0).unbind(1)
-        return sum(nn.functional.cross_entropy(g, a) for g, a in zip(guesses, asked, strict=True)) / len(
-            sizes
-        )
+        return sum(nn.functional.cross_entropy(g, a) for g, a in zip(guesses, asked, strict=True)) / len(sizes)
 
-    return fit(model, loss, steps=TEXT_STEPS, rate=RATE, out=out / "text-pretraining")[
-        "encoder"
-    ].requires_grad_(True)
+    return fit(model, loss, steps=TEXT_STEPS, rate=RATE, out=out / "text-pretraining")["encoder"].requires_grad_(True)
 
 
 def _answers(text: str) -> list[int]:
@@ -202,9 +194,7 @@ def save(out: Path, vae: nn.Module, unet: nn.Module, text: nn.Module, scheduler:
     """Write a Stable Diffusion folder with weights in half precision."""
     for name, part in (("vae", vae), ("unet", unet), ("text_encoder", text)):
         copy.deepcopy(part).half().save_pretrained(out / name)
-    config = (
-        out / "text_encoder" / "config.json"
-    )  # would else tell transformers to load this part alone in half
+    config = out / "text_encoder" / "config.json"  # would else tell transformers to load this part alone in half
     config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
     scheduler.save_pretrained(out / "scheduler")
     make_tokenizer(out / "tokenizer")

@@ -40,9 +40,7 @@ SCHEDULER = {
 STEPS, BATCH, RATE = 8000, 32, 1e-3
 
 
-def train(
-    out: Path, steps: int = STEPS, batch: int = BATCH, seed: int = 0, minutes: float | None = None
-) -> None:
+def train(out: Path, steps: int = STEPS, batch: int = BATCH, seed: int = 0, minutes: float | None = None) -> None:
     """Train from nothing and save a DDPM pipeline's folder in ``out``."""
     from langevin import DDPMScheduler, UNet2DModel
 

@@ -177,9 +177,7 @@ def _couple(rng: random.Random, first: tuple[str, str], second: tuple[str, str])
     reach = (along[1] - along[0]) / DOMINANCE
     across[1] = min(max(across[1], across[0] - reach), across[0] + reach)
     across[1] = min(max(across[1], radii[1] + MARGIN), SIDE - radii[1] - MARGIN)
-    if (
-        abs(across[1] - across[0]) > reach
-    ):  # the picture's edge undid it: bring the first along
+    if abs(across[1] - across[0]) > reach:  # the picture's edge undid it: bring the first along
         across[0] = min(max(across[0], across[1] - reach), across[1] + reach)
     horizontal, swap = rng.random() < 0.5, rng.random() < 0.5
     places = [(a, c) if horizontal else (c, a) for a, c in zip(along, across, strict=True)]
@@ -288,9 +286,7 @@ def parse(prompt: str) -> Constraints:
     text = " ".join(prompt.lower().replace("grey", "gray").replace("centre", "center").split())
     found = list(_THING.finditer(text))
     if not 1 <= len(found) <= 2:
-        raise ValueError(
-            f"a prompt of this world names one or two shapes, this one names {len(found)}: {prompt!r}"
-        )
+        raise ValueError(f"a prompt of this world names one or two shapes, this one names {len(found)}: {prompt!r}")
     things = tuple(Wanted(None if m[3] == "shape" else m[3], m[2], m[1]) for m in found)
     ground = _BACKGROUND.search(text)
     side = cell = None
@@ -373,7 +369,5 @@ def render(scenes: Sequence[Scene]) -> np.ndarray:
             low_x, high_x = int(max(thing.x - thing.radius - 2, 0)), int(thing.x + thing.radius + 3)
             low_y, high_y = int(max(thing.y - thing.radius - 2, 0)), int(thing.y + thing.radius + 3)
             patch = picture[n, low_y:high_y, low_x:high_x]
-            patch += a[low_y:high_y, low_x:high_x, None] * (
-                np.array(COLOURS[thing.colour], np.float32) - patch
-            )
+            patch += a[low_y:high_y, low_x:high_x, None] * (np.array(COLOURS[thing.colour], np.float32) - patch)
     return np.rint(picture).astype(np.uint8)

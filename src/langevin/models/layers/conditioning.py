@@ -8,20 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from langevin.models.layers import embeddings
 from langevin.models.layers.activation import activation
-from langevin.models.layers.embeddings import (
-    FourierFeatures,
-    ImageHintTimeEmbedding,
-    ImageProjection,
-    ImageTimeEmbedding,
-    TextImageProjection,
-    TextImageTimeEmbedding,
-    TextTimeEmbedding,
-    TimestepEmbedding,
-    Timesteps,
-    per_sample,
-    sinusoid,
-)
 
 CLASS_EMBEDDINGS = ("timestep", "identity", "projection", "simple_projection")
 ADDITIONS = ("text", "text_image", "text_time", "image", "image_hint")
@@ -44,15 +32,15 @@ class Conditioning(nn.Module):
         cos_first, freq_shift = c["flip_sin_to_cos"], c["freq_shift"]
         if kind == "positional":
             dim, t_dim = c.get("time_embedding_dim") or first * 4, first
-            self.time_proj: nn.Module = Timesteps(t_dim, cos_first, freq_shift)
+            self.time_proj: nn.Module = embeddings.Timesteps(t_dim, cos_first, freq_shift)
         elif kind == "fourier":
             dim = t_dim = c.get("time_embedding_dim") or first * 2
             if dim % 2:
                 raise ValueError(f"time_embedding_dim={dim} is odd; 'fourier' needs as many sines as cosines")
-            self.time_proj = FourierFeatures(dim // 2, cos_first=cos_first)
+            self.time_proj = embeddings.FourierFeatures(dim // 2, cos_first=cos_first)
         else:
             raise ValueError(f"time_embedding_type={kind!r} is unknown; use 'positional' or 'fourier'")
-        self.time_embedding = TimestepEmbedding(
+        self.time_embedding = embeddings.TimestepEmbedding(
             t_dim,
             dim,
             act=c["act_fn"],
@@ -83,11 +71,11 @@ class Conditioning(nn.Module):
         if kind is None:
             return None if classes is None else nn.Embedding(classes, dim)
         if kind == "timestep":
-            return TimestepEmbedding(t_dim, dim, act=self.config["act_fn"])
+            return embeddings.TimestepEmbedding(t_dim, dim, act=self.config["act_fn"])
         if kind == "identity":
             return nn.Identity()
         if kind == "projection":
-            return TimestepEmbedding(self._width("class_embed_type", kind), dim)
+            return embeddings.TimestepEmbedding(self._width("class_embed_type", kind), dim)
         if kind == "simple_projection":
             return nn.Linear(self._width("class_embed_type", kind), dim)
         raise ValueError(f"class_embed_type={kind!r} is unknown; use one of: None, {', '.join(CLASS_EMBEDDINGS)}")
@@ -99,9 +87,9 @@ class Conditioning(nn.Module):
         if kind is None or kind == "text_proj":
             return nn.Linear(self._width("encoder_hid_dim_type", "text_proj"), context_dim)
         if kind == "text_image_proj":
-            return TextImageProjection(self._width("encoder_hid_dim_type", kind), context_dim, context_dim)
+            return embeddings.TextImageProjection(self._width("encoder_hid_dim_type", kind), context_dim, context_dim)
         if kind == "image_proj":
-            return ImageProjection(self._width("encoder_hid_dim_type", kind), context_dim)
+            return embeddings.ImageProjection(self._width("encoder_hid_dim_type", kind), context_dim)
         names = ", ".join(CONTEXT_PROJECTIONS)
         raise ValueError(f"encoder_hid_dim_type={kind!r} is unknown; use one of: None, {names}")
 
@@ -112,15 +100,15 @@ class Conditioning(nn.Module):
             return None
         if kind == "text":
             heads = c.get("addition_embed_type_num_heads", 64)
-            return TextTimeEmbedding(c.get("encoder_hid_dim") or context_dim, dim, heads)
+            return embeddings.TextTimeEmbedding(c.get("encoder_hid_dim") or context_dim, dim, heads)
         if kind == "text_time":
-            return TimestepEmbedding(self._width("addition_embed_type", kind), dim)
+            return embeddings.TimestepEmbedding(self._width("addition_embed_type", kind), dim)
         if kind == "text_image":
-            return TextImageTimeEmbedding(context_dim, context_dim, dim)
+            return embeddings.TextImageTimeEmbedding(context_dim, context_dim, dim)
         if kind == "image":
-            return ImageTimeEmbedding(self._width("addition_embed_type", kind), dim)
+            return embeddings.ImageTimeEmbedding(self._width("addition_embed_type", kind), dim)
         if kind == "image_hint":
-            return ImageHintTimeEmbedding(self._width("addition_embed_type", kind), dim)
+            return embeddings.ImageHintTimeEmbedding(self._width("addition_embed_type", kind), dim)
         raise ValueError(f"addition_embed_type={kind!r} is unknown; use one of: None, {', '.join(ADDITIONS)}")
 
     def _vector(
@@ -134,7 +122,7 @@ class Conditioning(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """The time and all that is added to it, (batch, width); and the map of a hint, where there is one."""
         c, dtype, hint = self.config, sample.dtype, None
-        emb = self.time_embedding(self.time_proj(per_sample(timestep, sample)).to(dtype), timestep_cond)
+        emb = self.time_embedding(self.time_proj(embeddings.per_sample(timestep, sample)).to(dtype), timestep_cond)
 
         if self.class_embedding is not None:
             labels = check_labels(class_labels, sample)
@@ -149,7 +137,7 @@ class Conditioning(nn.Module):
         elif kind == "text_time":
             vector, numbers = wanted(added, kind, "text_embeds", "time_ids")
             dim, cos_first, freq_shift = c["addition_time_embed_dim"], c["flip_sin_to_cos"], c["freq_shift"]
-            times = sinusoid(numbers.flatten(), dim, cos_first=cos_first, freq_shift=freq_shift)
+            times = embeddings.sinusoid(numbers.flatten(), dim, cos_first=cos_first, freq_shift=freq_shift)
             emb = emb + self.add_embedding(torch.cat([vector, times.reshape(len(vector), -1)], dim=-1).to(dtype))
         elif kind == "text_image":
             (image,) = wanted(added, kind, "image_embeds")

@@ -138,9 +138,7 @@ def map_attention(kind: str, channels: list[int], o: Options, self_attention: bo
     if kind == "k":
         return nn.ModuleList(_build_k(c, o, self_attention) for c in channels), _run_k
     depths = (o.depth,) * len(channels) if isinstance(o.depth, int) else tuple(o.depth)
-    if len(depths) != len(channels):
-        raise ValueError(
-            f"transformer_layers_per_block has {depths} for a stage of {len(channels)} layers; give one depth, or one each"
-        )
-    layers = nn.ModuleList(_build_cross(c, o, depth) for c, depth in zip(channels, depths, strict=True))
+    if len(depths) < len(channels):
+        raise ValueError(f"a stage of {len(channels)} layers has transformer depths {depths}; give one, or one each")
+    layers = nn.ModuleList(_build_cross(c, o, depth) for c, depth in zip(channels, depths, strict=False))
     return layers, _run_dual if o.dual else _run_cross
