@@ -102,7 +102,7 @@ def fixed_seed() -> dict[str, Any]:
 
 
 def larger_checkpoint(folder: Path) -> Path:
-    """A random Stable Diffusion checkpoint of middle size (54 M parameters in the UNet), for times that the network rules."""
+    """A random Stable Diffusion checkpoint of middle size, for times that the network rules."""
     import torch
 
     from langevin import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel

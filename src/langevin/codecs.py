@@ -27,7 +27,7 @@ class VaeCodec:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def encode(self, pixels: Tensor, noise: Noise | None = None) -> Tensor:
-        """``(batch, 3, height, width)`` in [-1, 1] to latents; drawn from the posterior with ``noise``, else its mode."""
+        """``(batch, 3, height, width)`` in [-1, 1] to latents: drawn with ``noise``, else the mode."""
         posterior = self.vae.encode(pixels).latent_dist
         z = posterior.mode() if noise is None else posterior.mean + posterior.std * noise(posterior.mean)
         return (z - self.shift) * self.scale
