@@ -66,6 +66,7 @@ def test_what_is_in_the_hubs_cache_loads_offline(saved, tmp_path):
     assert same(Net.from_pretrained("owner/name", **options), NET)  # HF_HUB_OFFLINE=1 in tests
     assert same(Net.from_pretrained("owner/name", subfolder="unet", local_files_only=True, **options), NET)
     assert same(Net.from_pretrained("owner/name", revision=COMMIT, **options), NET)
+    assert same(Net.from_pretrained("owner/name", use_auth_token=True, resume_download=True, **options), NET)
     assert Net.load_config("owner/name", return_commit_hash=True, **options)[1] == COMMIT
     assert folders.resolve("owner/name", **options) == snapshot
     with one_clear_line("owner/name", "not in the cache", "local_files_only=True or HF_HUB_OFFLINE=1"):
@@ -322,3 +323,30 @@ def test_importing_langevin_imports_nothing_heavy():
     loaded = subprocess.check_output([sys.executable, "-c", code], env=environment).decode().split()
     assert not {"transformers", "huggingface_hub", "accelerate", "diffusers", "requests", "httpx"} & set(loaded)
     assert langevin.DiffusionPipeline is DiffusionPipeline
+
+
+def test_uploading(saved, monkeypatch):
+    import huggingface_hub
+
+    calls = []
+
+    class Api:
+        def __init__(self, token=None):
+            calls.append(token)
+
+        def create_repo(self, repo_id, **options):
+            calls.append((repo_id, options))
+            return type("Repo", (), {"repo_id": f"me/{repo_id}"})
+
+        def upload_folder(self, **options):
+            calls.append(options)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    NET.save_pretrained(saved, push_to_hub=True, token="secret", private=True)
+    NET.save_config(saved, push_to_hub=True, repo_id="named", commit_message="hello")
+    assert calls[0] == "secret"
+    assert calls[1] == ("saved", {"private": True, "exist_ok": True})
+    assert calls[2]["repo_id"] == "me/saved"
+    assert calls[2]["folder_path"] == saved
+    assert calls[4][0] == "named"
+    assert calls[5]["commit_message"] == "hello"

@@ -10,10 +10,19 @@ import pytest
 import torch
 from scheduler_checks import planned
 
-import langevin
-from langevin import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from langevin import schedulers
+from langevin.schedulers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+)
 
-NAMES = ["DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"]
+NAMES = [name for name in schedulers.HOMES if name != "SchedulerMixin"]
 SPACINGS = ["leading", "trailing", "linspace", "karras", "exponential", "beta"]
 FORMS = ["epsilon", "v_prediction", "sample"]
 
@@ -50,6 +59,10 @@ def deterministic() -> list[tuple]:
     for spacing in SPACINGS:
         cases.append((DDIMScheduler(clip_sample=False).with_spacing(spacing), {"as_published": True}))
         cases.append((EulerDiscreteScheduler().with_spacing(spacing), {}))
+        cases.append((HeunDiscreteScheduler().with_spacing(spacing), {}))
+        cases.append((LMSDiscreteScheduler().with_spacing(spacing), {"as_published": True}))
+        for order in (1, 2, 3):
+            cases.append((DPMSolverMultistepScheduler(solver_order=order).with_spacing(spacing), {}))
         for skip in (True, False):
             scheduler = PNDMScheduler(skip_prk_steps=skip, set_alpha_to_one=True).with_spacing(spacing)
             cases.append((scheduler, {"as_published": True}))
@@ -68,7 +81,8 @@ def test_a_perfect_prediction_of_one_point_is_reached_from_any_start(scheduler, 
         if warm_up and steps < 4:
             continue
         length = len(scheduler.plan(steps, **options))
-        for start in {0} if warm_up else {0, 1, length // 2, length - 1} & set(range(length)):
+        starts = {0} if warm_up else {k - k % scheduler.order for k in (0, 1, length // 2, length - 1) if k < length}
+        for start in starts:
             run = scheduler.plan(steps, **options)
             x = run.add_noise(point, torch.randn_like(point), start)
             end = sample(run, x, lambda *_: point, start=start)
@@ -90,9 +104,10 @@ def test_the_default_grids_of_ddim_and_pndm_reach_the_point_too():
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_epsilon_v_and_x0_forms_agree(name, config):
-    make = getattr(langevin, name)
-    if name in ("PNDMScheduler", "EulerDiscreteScheduler"):
-        config = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
+    make = getattr(schedulers, name)
+    config = {key: value for key, value in config.items() if key in make._settings_names()}
+    if name == "PNDMScheduler":
+        config["skip_prk_steps"] = True
     ends = []
     for form in FORMS:
         if form not in make.prediction_types:
@@ -128,6 +143,9 @@ def ode_error(scheduler, steps: int, **options) -> float:
         (EulerDiscreteScheduler(), {}, 0.8),
         (PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=True), {}, 1.4),
         (PNDMScheduler(set_alpha_to_one=True), {}, 1.4),
+        (HeunDiscreteScheduler(use_karras_sigmas=True), {}, 2.0),
+        (LMSDiscreteScheduler(use_karras_sigmas=True), {"order": 2}, 1.9),
+        (DPMSolverMultistepScheduler(use_karras_sigmas=True, solver_order=2, lower_order_final=False), {}, 1.8),
     ],
 )
 def test_error_falls_as_fast_as_the_solver_promises(scheduler, options, order):
@@ -144,6 +162,10 @@ def test_ddpm_and_stochastic_ddim_give_the_right_mean_and_spread():
         "ddpm, spaced by karras": DDPMScheduler(clip_sample=False).with_spacing("karras").plan(250),
         "ddim eta=1": DDIMScheduler(clip_sample=False).plan(250, eta=1.0),
         "ddim eta=0.5": DDIMScheduler(clip_sample=False).plan(100, eta=0.5),
+        "euler ancestral": EulerAncestralDiscreteScheduler().with_spacing("karras").plan(250),
+        "sde-dpmsolver++": DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", use_karras_sigmas=True).plan(
+            100
+        ),
         "euler with churn": EulerDiscreteScheduler(use_karras_sigmas=True).plan(100, s_churn=5.0),
     }
     for name, run in runs.items():
@@ -177,7 +199,7 @@ def test_variances_are_those_of_the_papers():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_nan(name):
-    make = getattr(langevin, name)
+    make = getattr(schedulers, name)
     keys = make()._settings_names()
     grid = {
         "rescale_betas_zero_snr": (False, True),
@@ -198,7 +220,7 @@ def test_nothing_is_nan(name):
             for option in [{}, *({name: 1.0} for name in ("eta", "s_churn") if name in make.run_options)]:
                 run = scheduler.plan(steps, **option)
                 blind = run.levels[0].alpha == 0.0 and config["prediction_type"] == "epsilon"
-                if blind and not config["clip_sample"]:
+                if blind and not config.get("clip_sample"):
                     with pytest.raises(ValueError, match="rescale_betas_zero_snr"):
                         run.step(torch.zeros(1, 1, 1, 1), 0, torch.zeros(1, 1, 1, 1))
                     continue
@@ -212,12 +234,12 @@ def test_nothing_is_nan(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_eight_threads_on_one_scheduler_give_what_one_gives(name):
-    scheduler = getattr(langevin, name)()
+    scheduler = getattr(schedulers, name)()
     before = dict(vars(scheduler))
 
     def job(k):
         option = {"eta": 0.5} if name == "DDIMScheduler" and k % 2 else {}
-        return planned(scheduler, 12 + k % 3, start=k % 2, seed=k, **option).path
+        return planned(scheduler, 12 + k % 3, start=scheduler.order * (k % 2), seed=k, **option).path
 
     serial = [job(k) for k in range(24)]
     with ThreadPoolExecutor(8) as pool:
@@ -236,6 +258,10 @@ def test_eight_threads_on_one_scheduler_give_what_one_gives(name):
         (PNDMScheduler(), {}),
         (PNDMScheduler(skip_prk_steps=True), {}),
         (EulerDiscreteScheduler(), {"s_churn": 5.0}),
+        (EulerAncestralDiscreteScheduler(), {}),
+        (HeunDiscreteScheduler(clip_sample=True), {}),
+        (LMSDiscreteScheduler(), {}),
+        (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=3, thresholding=True), {}),
     ],
 )
 def test_a_step_never_looks_at_the_numbers(scheduler, options):
@@ -259,6 +285,11 @@ def test_a_step_never_looks_at_the_numbers(scheduler, options):
         (DDPMScheduler(timestep_spacing="trailing"), {}, 10),  # ends at timestep 99
         (PNDMScheduler(), {}, 0),
         (EulerDiscreteScheduler(), {}, 0),
+        (EulerAncestralDiscreteScheduler(), {}, 10),
+        (HeunDiscreteScheduler(), {}, 0),
+        (LMSDiscreteScheduler(), {}, 0),
+        (DPMSolverMultistepScheduler(), {}, 0),
+        (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), {}, 10),
         (EulerDiscreteScheduler(), {"s_churn": 1.0}, 10),
         (EulerDiscreteScheduler(), {"s_churn": 1.0, "s_tmin": 0.5, "s_tmax": 30.0}, 6),
     ],

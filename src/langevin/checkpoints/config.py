@@ -90,7 +90,7 @@ class ConfigMixin:
         """
         from langevin.checkpoints import folders
 
-        hub = {name: kwargs.pop(name) for name in folders.HUB_OPTIONS if name in kwargs}
+        hub = folders.take_options(kwargs)
         commit = None
         if isinstance(source, dict):
             config = dict(source)
@@ -160,8 +160,10 @@ class ConfigMixin:
                 odd = [k for k in odd if k not in relative._settings_names()]
             if odd:
                 listed = ", ".join(f"{k}={kept[k]!r}" for k in odd)
-                logger.warning("%s does not know these entries of its %s and ignores them: %s", cls.__name__,
-                               cls.config_name, listed)  # fmt: skip
+                file = cls.config_name
+                logger.warning(
+                    "%s does not know these entries of its %s; they do nothing: %s", cls.__name__, file, listed
+                )
         return settings, kept, ignored
 
     @classmethod

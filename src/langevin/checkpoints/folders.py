@@ -18,8 +18,7 @@ logger = logging.getLogger(__name__)
 BOX = Path(__file__).resolve().parent.parent / "zoo" / "weights"
 """Folder of the models that come with the library; ``langevin/shapes`` is its folder ``shapes``."""
 
-HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
-"""Options that say how to get something from the hub; local folders ignore them."""
+_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -70,6 +69,15 @@ def resolve(
     if proxies:
         logger.warning("proxies is ignored; set the environment variables HTTP_PROXY and HTTPS_PROXY.")
     return _from_hub(name, choose, revision, token, cache_dir, local_files_only, force_download)
+
+
+def take_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of :func:`resolve` out of ``kwargs``, and those of former years that mean nothing now."""
+    for former in ("resume_download", "mirror", "local_dir_use_symlinks"):
+        kwargs.pop(former, None)
+    if "use_auth_token" in kwargs:
+        kwargs.setdefault("token", kwargs.pop("use_auth_token"))
+    return {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
 
 
 def _from_hub(

@@ -20,8 +20,8 @@ _SAVING = re.compile(r"\.(?P<name>.+)\.saving-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]
 _STEM = r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)"
 _WEIGHTS = re.compile(_STEM + r"(\.(?P<v1>[\w-]+?))?(-\d+-of-\d+)?(\.(?P<v2>\w+))?\.(safetensors|bin)")
 _INDEX = re.compile(_STEM + r"(\.(?P<v1>[\w-]+))?\.(safetensors|bin)\.index(\.(?P<v2>[\w-]+))?\.json")
-_TOKENIZER = {"tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
-              "vocab.txt", "spiece.model", "sentencepiece.bpe.model"}  # fmt: skip
+_TOKENIZER = {"tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"}
+_TOKENIZER |= {"added_tokens.json", "special_tokens_map.json"}
 
 
 def make_folder(path: str | os.PathLike) -> Path:
@@ -40,6 +40,9 @@ def make_folder(path: str | os.PathLike) -> Path:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file such that under its name there is always the whole old or the whole new content."""
+    if _is_staged(path):
+        path.write_bytes(content)
+        return
     staging = path.with_name(_staging_name(path.name))
     try:
         with staging.open("wb") as file:
@@ -73,6 +76,9 @@ def new_version(path: str | os.PathLike) -> Iterator[Path]:
         raise CheckpointError(f"Cannot save into {target}: it is a file; a folder's name is needed.")
     target = target.resolve()
     make_folder(target.parent)
+    if _is_staged(target):  # part of a larger save, which takes care of all this
+        yield make_folder(target)
+        return
     whole = _can_be_exchanged(target)
     staging = (target.parent if whole else target) / _staging_name(target.name)
     _clear_leftovers(staging.parent, target.name)
@@ -91,6 +97,11 @@ def new_version(path: str | os.PathLike) -> Iterator[Path]:
             _replace_each(staging, target, fresh)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_staged(path: Path) -> bool:
+    """Whether a path lies in a folder that :func:`new_version` gave, and that nobody reads yet."""
+    return any(_SAVING.fullmatch(parent.name) for parent in path.parents)
 
 
 def _staging_name(name: str) -> str:

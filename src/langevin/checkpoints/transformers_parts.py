@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,8 @@ def _spellings(name: str) -> list[str]:
 
 def is_transformers(cls: type) -> bool:
     """Whether a class is a model, tokenizer or processor of transformers, or is built on one; does not import it."""
-    bases = {"PreTrainedModel", "PreTrainedTokenizerBase", "ProcessorMixin", "ImageProcessingMixin",
-             "FeatureExtractionMixin"}  # fmt: skip
+    bases = ("PreTrainedModel", "PreTrainedTokenizerBase", "ProcessorMixin", "ImageProcessingMixin")
+    bases += ("FeatureExtractionMixin",)
     return any(base.__name__ in bases and base.__module__.split(".")[0] == "transformers" for base in cls.__mro__)
 
 
@@ -163,17 +164,25 @@ def _leaves(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
+_quiet = threading.Lock()
+_before: list[tuple[int, bool]] = []  # one entry for each thread inside quiet(); the first has what to go back to
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from logging and drawing progress bars."""
+    """Keep transformers from logging and drawing progress bars, which it can do for all threads only."""
     from transformers.utils import logging as noise
 
-    level, bars = noise.get_verbosity(), noise.is_progress_bar_enabled()
-    noise.set_verbosity(logging.CRITICAL)
-    noise.disable_progress_bar()
+    with _quiet:
+        _before.append(_before[0] if _before else (noise.get_verbosity(), noise.is_progress_bar_enabled()))
+        noise.set_verbosity(logging.CRITICAL)
+        noise.disable_progress_bar()
     try:
         yield
     finally:
-        noise.set_verbosity(level)
-        if bars:
-            noise.enable_progress_bar()
+        with _quiet:
+            level, bars = _before.pop()
+            if not _before:
+                noise.set_verbosity(level)
+                if bars:
+                    noise.enable_progress_bar()

@@ -17,17 +17,11 @@ from torch.overrides import TorchFunctionMode
 from langevin.checkpoints.config import read_json
 from langevin.checkpoints.errors import CheckpointError
 from langevin.checkpoints.folders import inside
+from langevin.checkpoints.saving import weights_kind
 
 logger = logging.getLogger(__name__)
 
 STEM = "diffusion_pytorch_model"
-#: names of dtypes in safetensors files
-_DTYPES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
-    "U16": "uint16", "U32": "uint32", "U64": "uint64",
-    "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "C64": "complex64",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-}  # fmt: skip
 
 
 def pick(
@@ -90,11 +84,13 @@ def locate(
         problem = f"{path} lists {', '.join(absent[:3])}{', …' * (len(absent) > 3)}, which the folder lacks"
     if problem:
         raise CheckpointError(f"{problem}; the download or copy is incomplete.")
-    kind = {None: ".safetensors or .bin", True: ".safetensors (use_safetensors=True)", False: ".bin"}[use_safetensors]
-    wanted = f"{STEM}{f'.{variant}' if variant else ''}{kind}"
+    forms = {None: ".safetensors or .bin", True: ".safetensors (use_safetensors=True)", False: ".bin"}
+    wanted = f"{STEM}{f'.{variant}' if variant else ''}{forms[use_safetensors]}"
     there = [name for name in names if re.search(r"\.(safetensors|bin|ckpt|pt|msgpack)$", name)]
     have = f"it has {', '.join(there[:6])}" if there else "it has no weights at all"
-    raise CheckpointError(f"There is no {wanted} in {folder}; {have}.")
+    others = sorted({str(kind[1]) for kind in map(weights_kind, there) if kind and kind[1] not in (None, variant)})
+    hint = f" (variant={others[0]!r} reads that)" if others and not variant else ""
+    raise CheckpointError(f"There is no {wanted} in {folder}; {have}{hint}.")
 
 
 def shards(index: Path, folder: Path, root: Path) -> list[Path]:
@@ -125,41 +121,22 @@ def read(files: list[Path], dtype: torch.dtype | None = None, device: Any = "cpu
 
 
 def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in their own aligned memory, read one after the other, so that nothing is held twice."""
+    """Tensors that are views of the mapped file: what nobody looks at is never read.
+
+    The mapping outlives a file that is replaced (as langevin's own saving does), not one that is overwritten in place.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt"):  # checks header, offsets and length
-            pass
-        with path.open("rb", buffering=0) as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
-                dtype = getattr(torch, _DTYPES.get(entry["dtype"], ""), None)
-                if dtype is None:
-                    raise CheckpointError(f"{path}: {name} has the unknown dtype {entry['dtype']}.")
-                start, end = entry["data_offsets"]
-                memory = torch.empty(end - start, dtype=torch.uint8)
-                file.seek(8 + length + start)
-                _fill(file, memoryview(memory.numpy()))
-                yield name, memory.view(dtype).view(entry["shape"])
-    except (SafetensorError, EOFError, ValueError, KeyError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (a safe_open is no mapping)
+                yield name, file.get_tensor(name)
+    except (SafetensorError, RuntimeError, ValueError, EOFError) as error:
         size = path.stat().st_size
-        raise CheckpointError(f"{path} ({size:,} bytes) is damaged or incomplete ({error}); fetch it again.") from None
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} ({size:,} bytes) is damaged or incomplete ({first}); fetch it again.") from None
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror or error}.") from None
-
-
-def _fill(file: Any, view: memoryview) -> None:
-    done = 0
-    while done < len(view):
-        count = file.readinto(view[done:])
-        if not count:
-            raise EOFError("the file ends early")
-        done += count
 
 
 def _read_pickle(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -175,8 +152,9 @@ def _read_pickle(path: Path) -> Iterator[tuple[str, Tensor]]:
         found = re.search(r"(?:GLOBAL|global) (\S+)", str(error)) if "nsupported" in str(error) else None
         if found:
             name = found[1].strip("'`\"")
-            raise CheckpointError(f"{path} holds Python code ({name}) besides tensors, and is not opened; "
-                                  "ask for a .safetensors file.") from None  # fmt: skip
+            raise CheckpointError(
+                f"{path} holds Python code ({name}) besides tensors, and is not opened; ask for a .safetensors file."
+            ) from None
         raise CheckpointError(f"{path} is damaged, or no file of tensors; fetch it again.") from None
     except (EOFError, RuntimeError, ValueError, KeyError, OSError, IndexError, AssertionError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -226,7 +204,8 @@ def assign(
     Raises:
         CheckpointError: shapes differ and ``ignore_mismatched_sizes`` is False, or no key at all is known.
     """
-    wanted = model.state_dict(keep_vars=True)
+    places = _places(model)
+    wanted = {key: owner[leaf] for key, (owner, leaf) in places.items()}
     name = type(model).__name__
     mismatched = [
         (key, tuple(tensors[key].shape), tuple(value.shape))
@@ -248,14 +227,28 @@ def assign(
             "file belongs to another model."
         )
     skip = {key for key, *_ in mismatched}
-    fitting = {key: value for key, value in tensors.items() if key in wanted and key not in skip}
-    model.load_state_dict(fitting, strict=False, assign=True)
+    for key, (owner, leaf) in places.items():
+        if key in tensors and key not in skip:
+            old, new = owner[leaf], tensors[key]
+            owner[leaf] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     return {
         "missing_keys": [key for key in wanted if key not in tensors],
         "unexpected_keys": [key for key in tensors if key not in wanted],
         "mismatched_keys": mismatched,
         "error_msgs": [],
     }
+
+
+def _places(model: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
+    """Where each tensor of the state dict is kept: ``key: (a module's parameters or buffers, name in there)``."""
+    places = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = path + "." if path else ""
+        for owner, passing in ((module._parameters, ()), (module._buffers, module._non_persistent_buffers_set)):
+            for leaf, tensor in owner.items():
+                if tensor is not None and leaf not in passing:
+                    places[prefix + leaf] = (owner, leaf)
+    return places
 
 
 def write(
@@ -273,13 +266,16 @@ def write(
     """
     form = "safetensors" if safe_serialization else "bin"
     mark = f".{variant}" if variant else ""
-    shards = _split(_separate(tensors), _size(max_shard_size))
+    offloaded = next((key for key, tensor in tensors.items() if tensor.is_meta), None)
+    if offloaded is not None:
+        raise CheckpointError(f"{offloaded} has no values: the network is offloaded; call remove_all_hooks() first.")
+    shards = _split(tensors, _size(max_shard_size))
     if len(shards) == 1:
         names = [f"{STEM}{mark}.{form}"]
     else:
         names = [f"{STEM}{mark}-{k:05d}-of-{len(shards):05d}.{form}" for k in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        ready = {key: tensor.detach().to("cpu").contiguous() for key, tensor in shard.items()}
+        ready = _separate(shard)
         if safe_serialization:
             from safetensors.torch import save_file
 
@@ -296,12 +292,11 @@ def write(
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, each with memory of its own: safetensors cannot store shared memory."""
+    """The tensors on the CPU, each with memory of its own: safetensors cannot store shared memory."""
     seen: set[int] = set()
     apart = {}
     for key, tensor in tensors.items():
-        if tensor.is_meta:
-            raise CheckpointError(f"{key} has no values here: the model is offloaded; bring it back before saving.")
+        tensor = tensor.detach().to("cpu").contiguous()
         storage = tensor.untyped_storage()
         own = storage.data_ptr() not in seen and storage.nbytes() == tensor.numel() * tensor.element_size()
         seen.add(storage.data_ptr())
@@ -349,3 +344,27 @@ def parse_dtype(dtype: Any) -> torch.dtype | None:
     if not isinstance(found, torch.dtype):
         raise CheckpointError(f"{dtype!r} is no dtype; give torch.float32, torch.float16, torch.bfloat16 or its name.")
     return found
+
+
+def parse_device(device_map: Any) -> torch.device | None:
+    """A device from itself, its name, ``{"": device}``, None, or ``"auto"``: the accelerator if there is one.
+
+    Raises:
+        CheckpointError: it is something else, such as a map of layers to devices.
+    """
+    if isinstance(device_map, dict) and list(device_map) == [""]:
+        device_map = device_map[""]
+    if device_map in ("auto", "balanced"):
+        device_map = accelerator() or "cpu"
+    try:
+        return None if device_map is None else torch.device(device_map)
+    except (RuntimeError, TypeError):
+        raise CheckpointError(f"device_map is {device_map!r}; give one device, such as 'cuda', or 'auto'.") from None
+
+
+def accelerator() -> torch.device | None:
+    """The machine's accelerator, None where there is none."""
+    found = getattr(torch, "accelerator", None)  # torch 2.6 and later
+    if found is not None:
+        return found.current_accelerator() if found.is_available() else None
+    return torch.device("cuda") if torch.cuda.is_available() else None

@@ -123,7 +123,7 @@ class ModelMixin(nn.Module, ConfigMixin):
             low_cpu_mem_usage: do not make and fill weights that the file replaces. False gives the same network, at
                 more time and memory.
             ignore_mismatched_sizes: start weights whose shape differs from the file's afresh instead of raising.
-            device_map: a device to load onto, or ``{"": device}``.
+            device_map: a device to load onto, or ``"auto"``.
             output_loading_info: return ``(network, {"missing_keys": …, "unexpected_keys": …, "mismatched_keys": …})``.
             kwargs: options of :func:`langevin.checkpoints.folders.resolve`, and settings that override the config's.
 
@@ -133,7 +133,7 @@ class ModelMixin(nn.Module, ConfigMixin):
         Example:
             >>> unet = UNet2DConditionModel.from_pretrained("langevin/shapes", subfolder="unet")
         """
-        hub = {name: kwargs.pop(name) for name in folders.HUB_OPTIONS if name in kwargs}
+        hub = folders.take_options(kwargs)
         root = folders.resolve(
             pretrained_model_name_or_path, choose=_network_files(subfolder, variant, use_safetensors), **hub
         )
@@ -147,7 +147,7 @@ class ModelMixin(nn.Module, ConfigMixin):
             kwargs,
             files,
             dtype=weights.parse_dtype(dtype if dtype is not None else torch_dtype or torch.float32),
-            device=device_map.get("") if isinstance(device_map, dict) else device_map,
+            device=weights.parse_device(device_map),
             low_cpu_mem_usage=low_cpu_mem_usage,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
@@ -187,11 +187,11 @@ class ModelMixin(nn.Module, ConfigMixin):
                 _put(model, name, _get(initialised, name))
         started = info["missing_keys"] + [key for key, *_ in info["mismatched_keys"]]
         if started:
-            logger.warning("%s lacks %s; %d weights of this %s start from random numbers and need training.",
-                           where, _some(started), len(started), cls.__name__)  # fmt: skip
+            message = "%s lacks %s; %d weights of this %s start from random numbers and need training."
+            logger.warning(message, where, _some(started), len(started), cls.__name__)
         if info["unexpected_keys"]:
-            logger.warning("%s has weights that a %s has no place for; they are ignored: %s.",
-                           where, cls.__name__, _some(info["unexpected_keys"]))  # fmt: skip
+            message = "%s has weights that a %s has no place for; they are ignored: %s."
+            logger.warning(message, where, cls.__name__, _some(info["unexpected_keys"]))
         # weights are of that dtype and there already; this is for buffers and weights that no file has
         model.to(device=device, dtype=dtype)
         return model.eval(), info

@@ -7,7 +7,7 @@ import functools
 import inspect
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,7 +102,7 @@ class DiffusionPipeline(ConfigMixin):
         variant: str | None = None,
         use_safetensors: bool | None = None,
         low_cpu_mem_usage: bool = True,
-        device_map: str | torch.device | None = None,
+        device_map: Any = None,
         subfolder: str | None = None,
         custom_pipeline: str | None = None,
         trust_remote_code: bool = False,
@@ -122,7 +122,7 @@ class DiffusionPipeline(ConfigMixin):
             variant: ``"fp16"`` reads ``….fp16.safetensors`` where a part has such a file.
             use_safetensors: True reads nothing else, False reads pickles (``.bin``), None prefers safetensors.
             low_cpu_mem_usage: do not make and fill weights that files replace.
-            device_map: a device to bring the pipeline to, such as ``"cuda"``.
+            device_map: a device to bring the pipeline to, such as ``"cuda"``, or ``"auto"``.
             subfolder: folder below, if the pipeline is in one.
             custom_pipeline, trust_remote_code: refused; they would run a stranger's code.
             kwargs: a part (``unet=my_unet``, ``safety_checker=None``) or setting (``requires_safety_checker=False``) to
@@ -140,8 +140,9 @@ class DiffusionPipeline(ConfigMixin):
                 "custom_pipeline and trust_remote_code would run a checkpoint's Python code, which is "
                 "never done here; import the class yourself and call its from_pretrained."
             )
+        device = weights.parse_device(device_map)
         given = str(pretrained_model_name_or_path)
-        hub = {name: kwargs.pop(name) for name in folders.HUB_OPTIONS if name in kwargs}
+        hub = folders.take_options(kwargs)
         choose = functools.partial(cls._files_needed, subfolder, set(kwargs), variant, use_safetensors)
         root = folders.inside(folders.resolve(given, choose=choose, **hub), subfolder)
         index = _checked_index(root)
@@ -174,14 +175,14 @@ class DiffusionPipeline(ConfigMixin):
             values[name] = _load_part(part_class, root, name, low_cpu_mem_usage, options)
         pipe = pipeline_class(**values)
         pipe.register_to_config(_name_or_path=given)
-        if device_map is not None:
-            pipe.to(device_map)
+        if device is not None:
+            pipe.to(device)
         return pipe
 
     @classmethod
     def download(cls, pretrained_model_name: str | os.PathLike, **kwargs: Any) -> str:
         """Bring a pipeline into the hub's cache and return its folder; arguments as in :meth:`from_pretrained`."""
-        hub = {name: kwargs.pop(name) for name in folders.HUB_OPTIONS if name in kwargs}
+        hub = folders.take_options(kwargs)
         options = (None, set(), kwargs.get("variant"), kwargs.get("use_safetensors"))
         return str(folders.resolve(pretrained_model_name, choose=functools.partial(cls._files_needed, *options), **hub))
 
@@ -218,8 +219,8 @@ class DiffusionPipeline(ConfigMixin):
             logger.warning("%s takes no %s; ignored.", cls.__name__, listed)
         extra = [k for k, v in index.items() if k not in known and not k.startswith("_") and v != [None, None]]
         if extra:
-            logger.warning("%s does not know these entries of %s and ignores them: %s.",
-                           cls.__name__, root / INDEX, ", ".join(extra))  # fmt: skip
+            message = "%s does not know these entries of %s and ignores them: %s."
+            logger.warning(message, cls.__name__, root / INDEX, ", ".join(extra))
 
     @classmethod
     def _files_needed(
@@ -241,7 +242,7 @@ class DiffusionPipeline(ConfigMixin):
         index = _checked_index(fetch(prefix + INDEX).parent)
         wanted = [prefix + INDEX]
         for part, entry in index.items():
-            if part.startswith("_") or part in replaced or not isinstance(entry, list) or entry[1] is None:
+            if part.startswith("_") or part in replaced or not isinstance(entry, list) or entry[-1:] in ([], [None]):
                 continue
             place = f"{prefix}{part}/"
             here = [name.removeprefix(place) for name in names if name.startswith(place)]
@@ -277,8 +278,8 @@ class DiffusionPipeline(ConfigMixin):
                 f"{cls.__name__} needs {', '.join(lacking)}, which {type(pipeline).__name__} lacks; "
                 f"pass {lacking[0]}=…."
             )
-        made = cls(**{name: available.get(name) for name in parts if name in available or name not in settings},
-                   **{name: available[name] for name in settings if name in available})  # fmt: skip
+        values = {name: available.get(name) for name in parts}
+        made = cls(**values, **{name: available[name] for name in settings if name in available})
         made.register_to_config(_name_or_path=pipeline.name_or_path)
         return made if new_dtype is None else made.to(weights.parse_dtype(new_dtype))
 
@@ -286,10 +287,10 @@ class DiffusionPipeline(ConfigMixin):
 
     def save_pretrained(
         self,
-        save_directory: str | os.PathLike,
+        save_directory: os.PathLike | str,
         safe_serialization: bool = True,
         variant: str | None = None,
-        max_shard_size: int | str | None = None,
+        max_shard_size: str | int | None = None,
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -333,13 +334,19 @@ class DiffusionPipeline(ConfigMixin):
 
     @property
     def device(self) -> torch.device:
-        """Device of the first network."""
-        return next((network.device for network in self._networks().values()), torch.device("cpu"))
+        """Device of the first network; the CPU while networks are offloaded."""
+        if self._offload_device is not None:
+            return torch.device("cpu")
+        return next((tensor.device for tensor in self._first_weights()), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the first network."""
-        return next((network.dtype for network in self._networks().values()), torch.float32)
+        return next((tensor.dtype for tensor in self._first_weights() if tensor.is_floating_point()), torch.float32)
+
+    def _first_weights(self) -> Iterator[torch.Tensor]:
+        for network in self._networks().values():
+            yield from network.parameters()
 
     @property
     def _execution_device(self) -> torch.device:
@@ -655,17 +662,11 @@ def _accelerate(purpose: str) -> Any:
 
 
 def _accelerator(gpu_id: int | None, device: torch.device | str | None) -> torch.device:
+    device = device or weights.accelerator()
     if device is None:
-        found = getattr(torch, "accelerator", None)  # torch 2.6 and later
-        if found is not None and found.is_available():
-            device = found.current_accelerator()
-        elif torch.cuda.is_available():
-            device = "cuda"
-        else:
-            raise RuntimeError(
-                "Offloading moves networks between CPU and accelerator; this machine has none. Pass "
-                "device=… to name one."
-            )
+        raise RuntimeError(
+            "Offloading moves networks between CPU and accelerator; this machine has none. Pass device=… to name one."
+        )
     device = torch.device(device)
     return torch.device(device.type, gpu_id) if gpu_id is not None else device
 

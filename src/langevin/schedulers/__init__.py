@@ -8,6 +8,7 @@ from importlib import import_module
 HOMES = {
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ddpm",
+    "DPMSolverMultistepScheduler": "dpm_multistep",
     "EulerAncestralDiscreteScheduler": "euler_ancestral",
     "EulerDiscreteScheduler": "euler",
     "HeunDiscreteScheduler": "heun",

@@ -173,7 +173,7 @@ class Run:
         return combine((alpha, x0), (sigma, noise)).to(x0.dtype)
 
     def index_of(self, timestep: float) -> int:
-        """The call that has this timestep. Where several have it, the second: a run that starts there loses no step."""
+        """The call that has this timestep. Where several have it, the second, unless the run begins there."""
         nearest = min(range(len(self)), key=lambda k: abs(self.timesteps[k] - timestep))
         value = self.timesteps[nearest]
         if abs(value - timestep) > 1e-3:
@@ -181,7 +181,7 @@ class Run:
                 f"timestep {timestep} is not one of this run's {len(self)} "
                 f"({self.timesteps[0]} … {self.timesteps[-1]}); pass one of scheduler.timesteps"
             )
-        return nearest + 1 if self.timesteps[nearest + 1 : nearest + 2] == [value] else nearest
+        return nearest + 1 if nearest and self.timesteps[nearest + 1 : nearest + 2] == [value] else nearest
 
     def refuse_blind_start(self, i: int) -> None:
         """An ε-prediction at a level of pure noise says nothing about the image: 0/0."""

@@ -123,14 +123,15 @@ class DDPMScheduler(SchedulerMixin):
 
     def _plan(self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> DDPMRun:
         config = self.config
-        if config.variance_type not in VARIANCE_TYPES:
+        kind = "fixed_small" if config.variance_type is None else config.variance_type  # as DPM-Solver's configs say it
+        if kind not in VARIANCE_TYPES:
             raise ValueError(
                 f"variance_type={config.variance_type!r} in the config of {type(self).__name__}: must be one of "
                 f"{', '.join(map(repr, VARIANCE_TYPES))}"
             )
         visited = self._visit(steps, timesteps, sigmas, Level(1.0, 0.0))
         limit = predictions.limiter(config)
-        return DDPMRun(*visited, config.prediction_type, limit, variance_type=config.variance_type)
+        return DDPMRun(*visited, config.prediction_type, limit, variance_type=kind)
 
     def step(
         self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor,

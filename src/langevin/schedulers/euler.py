@@ -95,7 +95,7 @@ class EulerDiscreteScheduler(SigmaScheduler):
 
     def _plan(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, **options: Any
-    ) -> EulerRun:
+    ) -> SigmaRun:
         if timesteps is not None and self._tells_log_sigma:
             raise ValueError(
                 "timesteps cannot be given with timestep_type='continuous' and prediction_type='v_prediction', where "

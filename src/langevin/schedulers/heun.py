@@ -9,7 +9,7 @@ import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import DrawNoise, StepOutput, combine
+from .base import DrawNoise, Run, StepOutput, combine
 from .sigma import SigmaRun, SigmaScheduler
 
 
@@ -86,13 +86,13 @@ class HeunDiscreteScheduler(SigmaScheduler):
         start = self._init_noise_sigma(sigmas)
         return HeunRun(calls, visited, self.config.prediction_type, start, limit=limit)
 
-    def _whole(self) -> HeunRun:
+    def _whole(self) -> Run:
         return self.plan(self.config.num_train_timesteps)
 
     @property
     def state_in_first_order(self) -> bool:
         """Whether the next call is the first of its step."""
-        return self.run.slope is None
+        return getattr(self.run, "slope", None) is None
 
     def step(
         self, model_output: torch.Tensor, timestep: float | torch.Tensor, sample: torch.Tensor,

@@ -15,7 +15,7 @@ import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import DrawNoise, StepOutput, combine
+from .base import DrawNoise, Run, StepOutput, combine
 from .sigma import SigmaRun, SigmaScheduler
 
 
@@ -50,13 +50,13 @@ class LMSRun(SigmaRun):
             for level in self.levels:
                 p, q = predictions.to_x0(self.prediction_type, level)
                 self.slope_weights.append(((1.0 - p) / level.sigma, -q / level.sigma))
+        self.weights = [  # weights[i][n - 1]: at call i, with n slopes
+            [self._weights(i, n) for n in range(1, min(order, i + 1) + 1)] for i in range(len(self))
+        ]
+
+    def _weights(self, i: int, n: int) -> list[float]:
         sigmas = self.sigmas
-        self.weights = [
-            [multistep_weights(sigmas[i - n + 1 : i + 1][::-1], sigmas[i], sigmas[i + 1]) for n in range(1, order + 1)][
-                : i + 1
-            ]
-            for i in range(len(self))
-        ]  # weights[i][n - 1]: at call i with n slopes
+        return multistep_weights(sigmas[i - n + 1 : i + 1][::-1], sigmas[i], sigmas[i + 1])
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         a, b = self.slope_weights[i]
@@ -106,7 +106,7 @@ class LMSDiscreteScheduler(SigmaScheduler):
         start = self._init_noise_sigma(sigmas)
         return LMSRun(timesteps, sigmas, self.config.prediction_type, start, **options)
 
-    def _whole(self) -> LMSRun:
+    def _whole(self) -> Run:
         return self.plan(self.config.num_train_timesteps)
 
     def step(

@@ -4,8 +4,8 @@ A diffusion model is trained on x_t = α_t·x0 + σ_t·ε. The variance-preservi
 σ_t² = 1 - ᾱ_t with ᾱ_t = Π(1 - β_s), so a schedule is a list of β (Ho et al. 2020, arXiv:2006.11239, section 2).
 Samplers that count in σ (Karras et al. 2022, arXiv:2206.00364) divide by α_t: x = x0 + σ·ε, σ = sqrt((1 - ᾱ)/ᾱ).
 
-Networks were trained with tables rounded to fp32, so β and ᾱ are built in fp32, bit for bit as everybody builds
-them, and read into Python floats (fp64) once; everything computed from them afterwards is fp64.
+Networks were trained with tables rounded to fp32, so the tables of β, ᾱ, σ and log σ are built in fp32, bit for bit as
+everybody builds them, and read into Python floats (fp64) once; everything computed from them afterwards is fp64.
 """
 
 from __future__ import annotations
@@ -172,9 +172,9 @@ class NoiseSchedule:
     @cached_property
     def sigmas(self) -> np.ndarray:
         """σ_t = sqrt((1 - ᾱ_t)/ᾱ_t), ascending, shape (T,); finite where ᾱ is 0 (there as if it were 2⁻²⁴)."""
-        alpha_bar = np.array(self.alpha_bar)
+        alpha_bar = self.alphas_cumprod.clone()
         alpha_bar[alpha_bar == 0.0] = SMALLEST_ALPHA_BAR
-        return np.sqrt((1 - alpha_bar) / alpha_bar)
+        return ((1 - alpha_bar) / alpha_bar).sqrt().numpy().astype(np.float64)
 
     def level(self, timestep: int | float) -> Level:
         """The variance-preserving level of a timestep; between two timesteps, log σ is interpolated."""
@@ -195,4 +195,4 @@ class NoiseSchedule:
 
     @cached_property
     def _log_sigmas(self) -> np.ndarray:
-        return np.log(np.maximum(self.sigmas, 1e-10))
+        return np.log(np.maximum(self.sigmas, 1e-10).astype(np.float32)).astype(np.float64)

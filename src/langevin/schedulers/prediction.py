@@ -13,7 +13,7 @@ import torch
 
 from .noise import Level
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # of most solvers; some know "flow_prediction" too
 _TINY = 1e-10  # stands in for a level without image or without noise, so that no 0/0 arises
 
 
@@ -28,13 +28,19 @@ def check(prediction_type: str, allowed: tuple[str, ...] = PREDICTION_TYPES, own
 
 
 def to_x0(prediction_type: str, level: Level) -> tuple[float, float]:
-    """(p, q) with x0 = p·x + q·output. v is that of Salimans & Ho 2022, arXiv:2202.00512, of the unit-variance x."""
+    """(p, q) with x0 = p·x + q·output.
+
+    v is that of Salimans & Ho 2022 (arXiv:2202.00512) of the unit-variance x; a flow's output is ε - x0 on the
+    straight line α + σ = 1 (Lipman et al. 2023, arXiv:2210.02747).
+    """
     alpha, sigma = level
     if prediction_type == "epsilon":
         return 1 / max(alpha, _TINY), -sigma / max(alpha, _TINY)
     if prediction_type == "v_prediction":
         norm = math.hypot(alpha, sigma)
         return alpha / norm**2, -sigma / norm
+    if prediction_type == "flow_prediction":
+        return 1 / (alpha + sigma), -sigma / (alpha + sigma)
     return 0.0, 1.0
 
 
@@ -46,6 +52,8 @@ def to_epsilon(prediction_type: str, level: Level) -> tuple[float, float]:
     if prediction_type == "v_prediction":
         norm = math.hypot(alpha, sigma)
         return sigma / norm**2, alpha / norm
+    if prediction_type == "flow_prediction":
+        return 1 / (alpha + sigma), alpha / (alpha + sigma)
     return 1 / max(sigma, _TINY), -alpha / max(sigma, _TINY)
 
 

@@ -61,11 +61,11 @@ class SigmaScheduler(CountedSteps):
         visited, levels = self._visit_sigmas(steps, timesteps, sigmas)
         return self._run_over(visited, [*levels, final], **options)
 
-    def _run_over(self, timesteps: list[float], sigmas: list[float], **options: Any) -> SigmaRun:
-        """The solver's run over these levels, of which the last is where it ends."""
+    def _run_over(self, *args: Any, **options: Any) -> SigmaRun:
+        """``(timesteps, sigmas, **options)``: the solver's run over these levels, of which the last is its end."""
         raise NotImplementedError
 
-    def _whole(self) -> SigmaRun:
+    def _whole(self) -> Run:
         sigmas = self.noise_schedule.sigmas[::-1].tolist()
         timesteps = np.arange(len(sigmas) - 1.0, -1.0, -1.0).tolist()
         return self._run_over(timesteps, [*sigmas, 0.0])

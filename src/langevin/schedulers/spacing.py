@@ -58,6 +58,7 @@ SIGMA_SPACINGS: dict[str, Callable[..., list[float]]] = {
     "karras": karras,
     "exponential": exponential,
     "beta": beta,
+    "lu": exponential,  # Lu et al. 2022 (arXiv:2206.00927, section 3.4): even in λ = log(α/σ)
 }
 
 

@@ -25,9 +25,9 @@ CONFIG = {
     "mid_block_add_attention": False,
     "force_upcast": False,
 }
-STEPS, BATCH, RATE = 4000, 32, 2e-3
-KL_WEIGHTS = ((1000, 5e-4), (STEPS, 2e-5))
-"""Until which step the KL divergence weighs how much: pressed together at first, then given room for detail."""
+STEPS, BATCH, RATE = 2900, 32, 2e-3
+PRESSED, KL_WEIGHTS = 1000, (5e-4, 2e-5)
+"""The KL divergence weighs much for the first PRESSED steps, to press the latents together, then little."""
 TINTED = 0.125
 """Share of the pictures under a soft random tint, so that the autoencoder knows more colours than the world's."""
 
@@ -82,7 +82,7 @@ def train(out: Path, steps: int = STEPS, batch: int = BATCH, seed: int = 0, minu
         images[:tinted] = tint(images[:tinted], generator)
         noise = torch.randn(batch, CONFIG["latent_channels"], 16, 16, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
-            return _loss(model, images, noise, next(weight for until, weight in KL_WEIGHTS if step < until))
+            return _loss(model, images, noise, KL_WEIGHTS[step >= PRESSED])
 
     average = fit(model, loss, steps=steps, rate=RATE, out=out, minutes=minutes, decay=0.998)
     average.register_to_config(scaling_factor=round(1 / balance(average), 4))

@@ -39,6 +39,8 @@ UNET = {
     "cross_attention_dim": 128,
     "attention_head_dim": 4,  # the number of heads: see UNet2DConditionModel
     "norm_num_groups": 16,
+    "addition_embed_type": "text",  # the text, pooled, joins the time embedding and so reaches every residual block
+    "addition_embed_type_num_heads": 4,
 }
 TEXT = {
     "hidden_size": 128,
@@ -59,7 +61,7 @@ SCHEDULER = {
     "set_alpha_to_one": True,
     "steps_offset": 1,
 }
-STEPS, BATCH, RATE = 9000, 64, 1e-3
+STEPS, BATCH, RATE = 14000, 32, 1e-3
 TEXT_STEPS, TEXT_BATCH = 1500, 64
 UNSAID = 0.1
 """Share of the captions replaced by the empty one, for classifier-free guidance."""
@@ -108,6 +110,7 @@ def train(
         noise = torch.randn(clean.shape, generator=generator)
         # One noise level from each of ``batch`` equal stretches: a calmer loss than independent draws.
         stretch = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+        stretch = stretch**0.75  # more of the high noise levels, where the text decides
         t = (stretch * levels).long().clamp(max=levels - 1)[torch.randperm(batch, generator=generator)]
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(ATTENTION):
             states = model["text"](tokenize(tokenizer, captions)).last_hidden_state

@@ -56,7 +56,9 @@ LARGE_BESIDE_ANOTHER = (13.0, 14.0)
 MARGIN = 2.0  # between a shape and the picture's edge, in pixels
 GAP = 4.0  # between two shapes
 NEAR, FAR = 24.0, 40.0  # centres at or before NEAR are left (top), at or after FAR right (bottom)
-MIDDLE = (28.0, 36.0)
+PLACES = (18.5, 32.0, 45.5)  # where the centre of a column or row is
+COUPLE = (17.0, 47.0)  # where two things stand, along the axis on which they are apart
+JITTER = 3.0  # how far from there a centre may lie, in pixels
 DOMINANCE = 1.4  # "left of" is drawn when the horizontal distance is this many times the vertical one
 
 POSITIONS = {
@@ -156,10 +158,13 @@ def random_scene(
 def _single(rng: random.Random, colour: str, shape: str) -> Thing:
     size = rng.choice(tuple(SIZES))
     radius = rng.uniform(*SIZES[size])
-    low, high = radius + MARGIN, SIDE - radius - MARGIN
-    spans = ((low, NEAR), MIDDLE, (FAR, high))
-    column, row = (1, 1) if rng.random() < 0.2 else (rng.randrange(3), rng.randrange(3))
-    return Thing(shape, colour, size, rng.uniform(*spans[column]), rng.uniform(*spans[row]), radius)
+    column, row = (1, 1) if rng.random() < 0.4 else (rng.randrange(3), rng.randrange(3))
+    return Thing(shape, colour, size, *(_near(rng, PLACES[k], radius) for k in (column, row)), radius)
+
+
+def _near(rng: random.Random, place: float, radius: float) -> float:
+    """A centre near ``place`` that leaves the margin to the picture's edge."""
+    return min(max(place + rng.uniform(-JITTER, JITTER), radius + MARGIN), SIDE - radius - MARGIN)
 
 
 def _couple(rng: random.Random, first: tuple[str, str], second: tuple[str, str]) -> tuple[Thing, Thing]:
@@ -168,17 +173,12 @@ def _couple(rng: random.Random, first: tuple[str, str], second: tuple[str, str])
     if sizes == ["large", "large"]:
         sizes[rng.randrange(2)] = "medium"
     radii = [rng.uniform(*(LARGE_BESIDE_ANOTHER if size == "large" else SIZES[size])) for size in sizes]
-    # Along one axis they are apart, the first before the second; across it they are nearly level.
-    room = SIDE - 2 * MARGIN - 2 * sum(radii) - GAP
-    before, between = sorted((rng.uniform(0, room), rng.uniform(0, room)))
-    along = [MARGIN + radii[0] + before, 0.0]
-    along[1] = along[0] + radii[0] + radii[1] + GAP + between - before
-    across = [rng.uniform(r + MARGIN, SIDE - r - MARGIN) for r in radii]
-    reach = (along[1] - along[0]) / DOMINANCE
-    across[1] = min(max(across[1], across[0] - reach), across[0] + reach)
-    across[1] = min(max(across[1], radii[1] + MARGIN), SIDE - radii[1] - MARGIN)
-    if abs(across[1] - across[0]) > reach:  # the picture's edge undid it: bring the first along
-        across[0] = min(max(across[0], across[1] - reach), across[1] + reach)
+    along = [_near(rng, place, radius) for place, radius in zip(COUPLE, radii, strict=True)]
+    lacking = sum(radii) + GAP - (along[1] - along[0])
+    if lacking > 0:  # move both apart, as far as the picture's edge lets them
+        along[0] = max(along[0] - lacking / 2, radii[0] + MARGIN)
+        along[1] = min(along[1] + lacking / 2, SIDE - radii[1] - MARGIN)
+    across = [_near(rng, SIDE / 2, radius) for radius in radii]
     horizontal, swap = rng.random() < 0.5, rng.random() < 0.5
     places = [(a, c) if horizontal else (c, a) for a, c in zip(along, across, strict=True)]
     made = [
@@ -196,16 +196,20 @@ def article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
-def _name(rng: random.Random, thing: Thing, said_size: float) -> str:
+def _name(thing: Thing) -> str:
     words = [thing.colour, thing.shape]
-    if thing.size != "medium" and rng.random() < said_size:
+    if thing.size != "medium":
         words.insert(0, thing.size)
     return article(" ".join(words))
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """Describe a scene truthfully in one of many phrasings; what is left unsaid may be anything."""
-    first = _name(rng, scene.things[0], 0.7)
+    """Describe a scene truthfully in one of many phrasings.
+
+    What is left unsaid is ordinary: a medium size, one thing in the center, two things named from left to right.
+    The background alone may be any where it is not said.
+    """
+    first = _name(scene.things[0])
     if len(scene.things) == 1:
         draw = rng.random()
         if draw < 0.03:
@@ -213,15 +217,13 @@ def caption(scene: Scene, rng: random.Random) -> str:
         elif draw < 0.06:
             first = article(f"{scene.things[0].colour} shape")
         text = first
-        if rng.random() < 0.4:
+        if scene.cell != (0, 0) or rng.random() < 0.15:
             text += " " + POSITIONS[scene.cell]
     else:
-        second = _name(rng, scene.things[1], 0.5)
+        second = _name(scene.things[1])
         side = scene.relation
-        if side is None or rng.random() < 0.35:
-            if rng.random() < 0.5:
-                first, second = second, first
-            text = f"{first} and {second}"
+        if side is None or (side in ("left", "right") and rng.random() < 0.35):
+            text = f"{second} and {first}" if side == "right" else f"{first} and {second}"
         else:
             if rng.random() < 0.5:
                 first, second, side = second, first, _INVERSE[side]

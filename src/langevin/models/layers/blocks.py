@@ -259,6 +259,8 @@ class UpStage(_Stage):
                 skip = None
             if freeu is not None and self.kind.freeu:
                 x, skip = freeu(x, skip)  # type: ignore[arg-type]  # these kinds are always handed a map
+            if skip is not None and not self.gradient_checkpointing:
+                x, skip = torch.cat([x, skip], dim=1), None  # here, where the two can be freed
             x = run(resnet, attention, x, skip, call)
         if self.upsamplers is not None:
             sampler = self.upsamplers[0]

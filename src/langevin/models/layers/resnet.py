@@ -80,7 +80,9 @@ class ResnetBlock(nn.Module):
         self.activate_embedding = activate_embedding
 
     def forward(self, x: Tensor, emb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        h = self.act(self.norm1(x, emb) if self.norm_takes_embedding else self.norm1(x))
+        # One step a line, under one name: each map is freed as soon as the next is there.
+        h = self.norm1(x, emb) if self.norm_takes_embedding else self.norm1(x)
+        h = self.act(h)
         if self.resample is not None:
             to = () if size is None else (size,)
             x, h = self.resample(x, *to), self.resample(h, *to)
@@ -92,11 +94,16 @@ class ResnetBlock(nn.Module):
             emb = self.time_emb_proj(self.act(emb) if self.activate_embedding else emb)[:, :, None, None]
             if self.embedding_use == "scale_shift":
                 scale, shift = emb.chunk(2, dim=1)
-                h = shift + self.norm2(h) * (1 + scale)
+                h = self.norm2(h)
+                h = h * (1 + scale)
+                h = h + shift
             else:
-                h = self.norm2(h + emb)
+                h = h + emb
+                h = self.norm2(h)
 
-        h = self.conv2(self.dropout(self.act(h)))
+        h = self.act(h)
+        h = self.dropout(h)
+        h = self.conv2(h)
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
         h = x + h

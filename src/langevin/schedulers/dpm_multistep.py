@@ -1,0 +1,234 @@
+"""DPM-Solver++, multistep: Lu, Zhou, Bao, Chen, Li & Zhu 2022, "DPM-Solver++: Fast Solver for Guided Sampling of
+Diffusion Probabilistic Models", arXiv:2211.01095; and DPM-Solver, arXiv:2206.00927, in the same form.
+
+With λ = log(α/σ) and h = λ_t - λ_s the step from s to t is exact but for the integral of the network's prediction
+(x0 for "++", ε otherwise), which is expanded in the latest predictions m0, m1, m2:
+
+    D0 = m0,  D1 ≈ its first derivative in λ times h,  D2 ≈ half its second derivative times h².
+
+For the stochastic variants, h is replaced by 2h in the weights of the predictions, and noise is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp, expm1, inf, sqrt
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..checkpoints.config import register_to_config
+from . import prediction as predictions
+from .base import DrawNoise, StepOutput, combine, draw
+from .logsnr import LogSNRRun, LogSNRScheduler, log_snr
+from .noise import Level
+
+ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
+
+
+def differences(lambdas: Sequence[float], h: float) -> list[list[float]]:
+    """D0, D1, D2 as weights of m0, m1, m2, for as many predictions as there are λ (the newest first)."""
+    if len(lambdas) == 1:
+        return [[1.0]]
+    r0 = (lambdas[0] - lambdas[1]) / h
+    first = [1 / r0, -1 / r0]
+    if len(lambdas) == 2:
+        return [[1.0, 0.0], first]
+    r1 = (lambdas[1] - lambdas[2]) / h
+    earlier = [0.0, 1 / r1, -1 / r1]
+    bend = [a - b for a, b in zip([*first, 0.0], earlier, strict=True)]
+    d1 = [a + r0 / (r0 + r1) * b for a, b in zip([*first, 0.0], bend, strict=True)]
+    return [[1.0, 0.0, 0.0], d1, [b / (r0 + r1) for b in bend]]
+
+
+def dpm_weights(
+    algorithm: str, solver_type: str, levels: Sequence[Level], target: Level, as_published: bool = False
+) -> tuple[float, list[float], float]:
+    """One step: (weight of x, weights of the predictions, standard deviation of the noise).
+
+    Args:
+        algorithm: one of ``ALGORITHMS``.
+        solver_type: "midpoint" or "heun", how a second-order step weighs D1.
+        levels: where the predictions were made, the newest first; x is at the first. Their number is the order.
+        target: where the step goes.
+        as_published: see :class:`DPMSolverMultistepScheduler`.
+    """
+    here = levels[0]
+    lambdas = [log_snr(level) for level in levels]
+    h = log_snr(target) - lambdas[0]
+    times = 2.0 if algorithm.startswith("sde") else 1.0  # the SDE's weights are those of a step of 2h
+    order = next((k for k in range(1, len(levels)) if lambdas[k] == lambdas[k - 1]), len(levels))
+    lambdas = lambdas[:order]  # a level visited twice tells nothing about derivatives
+    if h == 0.0:
+        return 1.0, [0.0], 0.0
+
+    if algorithm.endswith("++"):  # arXiv:2211.01095, equations 9 and 14
+        decay = exp(-times * h)
+        of_x = target.sigma / here.sigma * (exp(-h) if times == 2.0 else 1.0)
+        phi0 = target.alpha * -expm1(-times * h)
+        phi1 = target.alpha * (1 - (1 - decay) / (times * h)) if order > 1 else 0.0
+        phi2 = target.alpha * (0.5 - (times * h - 1 + decay) / (times * h) ** 2) if order > 2 else 0.0
+        if times == 2.0 and order > 2 and not as_published:
+            phi2 -= target.alpha
+        noise = target.sigma * sqrt(-expm1(-2 * h)) if times == 2.0 else 0.0
+    else:  # arXiv:2206.00927, equations 3.7 and B.4
+        of_x = target.alpha / here.alpha
+        phi0 = -times * target.sigma * expm1(h)
+        phi1 = -times * target.sigma * (expm1(h) / h - 1) if order > 1 else 0.0
+        phi2 = -times * target.sigma * ((expm1(h) - h) / h**2 - 0.5) if order > 2 else 0.0
+        noise = target.sigma * sqrt(expm1(2 * h)) if times == 2.0 else 0.0
+
+    if order == 2 and solver_type == "midpoint":
+        phi1 = phi0 / 2
+    parts = zip((phi0, phi1, phi2), differences(lambdas, h), strict=False)
+    scaled = [[phi * weight for weight in weights] for phi, weights in parts]
+    return of_x, [sum(column) for column in zip(*scaled, strict=True)], noise
+
+
+class DPMMultistepRun(LogSNRRun):
+    """x ← A·x + Σ_k c_k·m_k + s·z, with as many predictions m as the order in force."""
+
+    def __init__(self, *args, algorithm: str, solver_type: str, order: int, first_at_end: bool, second_before: bool,
+                 **options: Any):  # fmt: skip
+        self.algorithm, self.solver_type = algorithm, solver_type
+        self.order, self.first_at_end, self.second_before = order, first_at_end, second_before
+        super().__init__(*args, keep=order, predicts_x0=algorithm.endswith("++"), **options)
+
+    def configure(self, as_published: bool = False) -> None:
+        self.coefficients = []  # of every call, by order
+        for i, target in enumerate(self.targets):
+            most = min(self.order, i + 1)
+            if i == len(self) - 1 and self.first_at_end:
+                most = 1
+            elif i == len(self) - 2 and self.second_before:
+                most = min(most, 2)
+            self.coefficients.append(
+                [
+                    dpm_weights(self.algorithm, self.solver_type, self.levels[i::-1][:n], target, as_published)
+                    for n in range(1, most + 1)
+                ]
+            )
+
+    def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
+        m0 = self.convert(prediction, i, x)
+        self.remember(m0)
+        orders = self.coefficients[i]
+        of_x, weights, deviation = orders[min(len(self.history), len(orders)) - 1]
+        previous = combine((of_x, x), *zip(weights, self.history, strict=False))
+        if self.algorithm.startswith("sde"):
+            z = (noise or draw)(m0)
+            previous = combine((1.0, previous), (deviation, z))
+        original = m0.to(x.dtype) if self.predicts_x0 else self._later(prediction[:, : self.channels], i, x)
+        return StepOutput(previous.to(x.dtype), original)
+
+
+class DPMSolverMultistepScheduler(LogSNRScheduler):
+    """Second or third order at one network call a step: good pictures in 15 to 25 steps.
+
+    Args:
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: the noise
+            schedule; see :meth:`NoiseSchedule.from_config`.
+        solver_order: 1, 2 (for guided sampling) or 3.
+        prediction_type: "epsilon", "sample", "v_prediction" or "flow_prediction".
+        thresholding, dynamic_thresholding_ratio, sample_max_value: bound the predicted image by its own quantile.
+        algorithm_type: "dpmsolver++" (works on x0), "dpmsolver" (on ε), and "sde-" before either for fresh noise at
+            every step.
+        solver_type: "midpoint" or "heun", for second-order steps.
+        lower_order_final: lower orders for the last steps of runs of fewer than 15.
+        euler_at_final: first order for the last step.
+        use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas, use_lu_lambdas: lay σ by that spacing; see
+            :mod:`langevin.schedulers.spacing`.
+        use_flow_sigmas, flow_shift: straight-line levels of flow-matching models.
+        final_sigmas_type: end at "zero" or at "sigma_min".
+        lambda_min_clipped: levels noisier than this λ are not visited (-5.1 for the cosine schedule).
+        variance_type: "learned" or "learned_range" if the network predicts the variance too, which is not used.
+        timestep_spacing, steps_offset: which timesteps a run visits.
+        use_dynamic_shifting, time_shift_type: the run option ``mu`` may be given.
+
+    Run options: ``mu``, flow_shift = exp(mu); ``as_published``: the third-order stochastic step as the expansion
+    gives it. The reference implementation has another sign in it.
+
+        >>> run = DPMSolverMultistepScheduler(beta_schedule="scaled_linear", use_karras_sigmas=True).plan(20)
+        >>> x = torch.randn(1, 4, 8, 8)
+        >>> for i, t in enumerate(run.timesteps):
+        ...     x = run.step(network(x, t), i, x).prev_sample
+    """
+
+    run_options = ("mu", "as_published")
+
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: np.ndarray | list[float] | None = None,
+        solver_order: int = 2, prediction_type: str = "epsilon", thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0,
+        algorithm_type: str = "dpmsolver++", solver_type: str = "midpoint", lower_order_final: bool = True,
+        euler_at_final: bool = False, use_karras_sigmas: bool = False, use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False, use_lu_lambdas: bool = False, use_flow_sigmas: bool = False,
+        flow_shift: float = 1.0, final_sigmas_type: str = "zero", lambda_min_clipped: float = -inf,
+        variance_type: str | None = None, timestep_spacing: str = "linspace", steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False, use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+    ):  # fmt: skip
+        self._refuse_unless("algorithm_type", ALGORITHMS, {"deis": "dpmsolver++"})
+        self._refuse_unless("solver_type", ("midpoint", "heun"), dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"))
+        if final_sigmas_type == "zero" and not self.config.algorithm_type.endswith("++"):
+            raise ValueError(
+                f"final_sigmas_type='zero' does not go with algorithm_type={algorithm_type!r}, which divides by the "
+                "last σ; use final_sigmas_type='sigma_min' or algorithm_type='dpmsolver++'"
+            )
+        self.noise_schedule = self._build_noise_schedule()
+
+    @property
+    def _rounds(self) -> tuple[str, ...]:  # type: ignore[override]
+        return () if self.config.beta_schedule == "squaredcos_cap_v2" else ("karras", "lu")
+
+    def _plan(
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
+        mu: float | None = None, as_published: bool = False,
+    ) -> DPMMultistepRun:  # fmt: skip
+        if mu is not None and not (self.config.use_dynamic_shifting and self.config.time_shift_type == "exponential"):
+            raise ValueError("mu is given, but the config does not say use_dynamic_shifting=True")
+        visited, spaced, _ = self._visit_sigmas(steps, timesteps, sigmas, None if mu is None else exp(mu))
+        last = self._last_sigma() if sigmas is None else float(sigmas[-1])
+        return self._run_over(visited, [*spaced, last], as_published)
+
+    def _run_over(self, visited: list[float], sigmas: list[float], as_published: bool = False) -> DPMMultistepRun:
+        c = self.config
+        if c.algorithm_type == "sde-dpmsolver" and c.solver_order > 2:
+            raise ValueError(f"algorithm_type='sde-dpmsolver' has orders 1 and 2, not solver_order={c.solver_order}")
+        levels = [self._level(sigma) for sigma in sigmas]
+        short = len(visited) < 15 and c.lower_order_final
+        return DPMMultistepRun(
+            visited,
+            levels[:-1],
+            levels[1:],
+            c.prediction_type,
+            predictions.limiter(c),
+            algorithm=c.algorithm_type,
+            solver_type=c.solver_type,
+            order=c.solver_order,
+            first_at_end=c.euler_at_final or short or sigmas[-1] == 0.0,
+            second_before=short,
+            channels=3 if c.variance_type in ("learned", "learned_range") and c.prediction_type == "epsilon" else None,
+            as_published=as_published,
+        )
+
+    def step(
+        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        variance_noise: torch.Tensor | None = None, return_dict: bool = True,
+    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
+        """One step of the run that ``set_timesteps`` laid out.
+
+        Args:
+            model_output: the network's output at ``timestep``.
+            timestep: one of ``scheduler.timesteps``. Looked up at the first step; after that, steps are counted.
+            sample: x at that timestep.
+            generator: where noise comes from; a list gives each image its own.
+            variance_noise: the noise itself, instead of ``generator``.
+            return_dict: False gives the tuple ``(prev_sample,)``.
+        """
+        output = self._step(model_output, timestep, sample, generator, True, variance_noise)
+        return output if return_dict else (output[0],)

@@ -1,0 +1,207 @@
+"""Schedulers that count in λ = log(α/σ), half the log signal-to-noise ratio: the exponential integrators.
+
+In λ the probability-flow equation is linear but for the network, and the linear part has an exact solution
+(Lu et al. 2022, arXiv:2206.00927, proposition 3.1). What these solvers share: which levels a run visits, and how the
+network's output is turned into x0 or ε.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from . import prediction as predictions
+from . import spacing as spacings
+from .base import CountedSteps, Run, combine
+from .noise import SMALLEST_ALPHA_BAR, Level, NoiseSchedule
+
+
+def log_snr(level: Level) -> float:
+    """λ = log(α/σ); infinite for a clean image."""
+    return math.log(level.alpha / level.sigma) if level.sigma else math.inf
+
+
+class LogSNRRun(Run):
+    """A run that keeps its latest x0 (or ε) predictions, the newest first."""
+
+    def __init__(
+        self,
+        *args,
+        keep: int = 1,
+        predicts_x0: bool = True,
+        channels: int | None = None,
+        **options: Any,
+    ):
+        self.keep = keep
+        self.predicts_x0 = predicts_x0
+        self.channels = channels
+        self.history: list[torch.Tensor] = []
+        super().__init__(*args, **options)
+
+    @property
+    def sigmas(self) -> list[float]:
+        """σ of each level and of the end: σ/α, or the σ of the straight line x = (1 - σ)·x0 + σ·ε for flows."""
+        levels = [*self.levels, self.targets[-1]]
+        straight = self.prediction_type == "flow_prediction" or all(abs(sum(at) - 1.0) < 1e-12 for at in levels)
+        return [at.sigma if straight else at.ratio for at in levels]
+
+    def convert(self, prediction: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
+        """x0, bounded if the config says so, or the ε that belongs to it."""
+        level = self.levels[i]
+        prediction = prediction[:, : self.channels]
+        if self.predicts_x0:
+            return self._original(prediction, i, x)
+        if self.limit is None:
+            r, w = predictions.to_epsilon(self.prediction_type, level)
+            return combine((r, x), (w, prediction))
+        r, w = predictions.to_epsilon("sample", level)
+        return combine((r, x), (w, self._original(prediction, i, x)))
+
+    def remember(self, converted: torch.Tensor) -> None:
+        self.history = [converted, *self.history[: self.keep - 1]]
+
+
+class LogSNRScheduler(CountedSteps):
+    """Base of DPM-Solver, DEIS and UniPC. Levels are variance-preserving, or straight lines with ``use_flow_sigmas``.
+
+    Their config says ``timestep_spacing`` and ``steps_offset``, and at most one of the ``use_…_sigmas``.
+    """
+
+    prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction", "flow_prediction")
+    #: sigma spacings whose timesteps are rounded before the network is told; the others are cut
+    _rounds: ClassVar[tuple[str, ...]] = ("karras", "lu")
+
+    def _build_noise_schedule(self) -> NoiseSchedule:
+        c = self.config
+        on = [key for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas") if c.get(key)]
+        if len(on) > 1:
+            raise ValueError(f"{' and '.join(on)} are both true in the config: at most one of them can be")
+        return NoiseSchedule.from_config(
+            c.num_train_timesteps,
+            c.beta_start,
+            c.beta_end,
+            c.beta_schedule,
+            c.trained_betas,
+            c.get("rescale_betas_zero_snr", False),
+            SMALLEST_ALPHA_BAR,
+        )
+
+    def _refuse_unless(self, key: str, allowed: Sequence[str], understood: dict[str, str] | None = None) -> None:
+        """Check a config key; values that other classes have for it are replaced by ``understood``."""
+        value = self.config[key]
+        if value in (understood or {}):
+            self.register_to_config(**{key: (understood or {})[value]})
+        elif value not in allowed:
+            raise NotImplementedError(
+                f"{key}={value!r} in the config of {type(self).__name__}: must be one of "
+                f"{', '.join(map(repr, allowed))}"
+            )
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the noise that a run begins with."""
+        return 1.0
+
+    def _whole(self) -> Run:
+        noise = self.noise_schedule
+        visited = list(range(len(noise) - 1, -1, -1))
+        sigmas = [*noise.sigma_at(visited), float(noise.sigmas[0])]
+        if self.config.get("use_flow_sigmas"):
+            sigmas = [(t + 1) / (len(noise) + 1) for t in [*visited, 0]]
+        return self._run_over(visited, sigmas)
+
+    def _run_over(self, *args: Any, **options: Any) -> LogSNRRun:
+        """``(timesteps, sigmas, **options)``: the solver's run over these levels, of which the last is its end."""
+        raise NotImplementedError
+
+    # -- levels ------------------------------------------------------------------------------------------------------
+
+    def _level(self, sigma: float) -> Level:
+        return Level(1.0 - sigma, sigma) if self.config.get("use_flow_sigmas") else Level.of_sigma(sigma)
+
+    def _sigma_spacing(self) -> tuple[str | None, dict[str, Any]]:
+        if self._spacing is not None:
+            name, options = self._spacing
+            return (name, options) if name in spacings.SIGMA_SPACINGS else (None, {})
+        ends = {key: self.config.get(key) for key in ("sigma_min", "sigma_max")}
+        options = {key: float(value) for key, value in ends.items() if value is not None}
+        for key, name in _SPACING_KEYS.items():
+            if self.config.get(key):
+                return name, options
+        return None, {}
+
+    def _grid(self, steps: int) -> list[int]:
+        """Whole timesteps by the spacing in force; "leading" and "linspace" lay n + 1 and leave out the last."""
+        name = self.config.timestep_spacing
+        if self._spacing is not None and self._spacing[0] in spacings.TIMESTEP_SPACINGS:
+            name = self._spacing[0]
+        train_steps, offset = self.config.num_train_timesteps, self.config.get("steps_offset", 0)
+        last = train_steps - self._clipped()
+        if name == "linspace":
+            return [round(t) for t in spacings.linspace(last, steps + 1)[:-1]]
+        if name == "leading":
+            return [round(t) for t in spacings.leading(last, steps + 1, offset)[:-1]]
+        if name == "trailing":
+            stride = train_steps / steps
+            return [round(last - k * stride) - 1 for k in range(math.ceil(last / stride - 1e-9))]
+        raise ValueError(
+            f"timestep_spacing={name!r} in the config of {type(self).__name__}: must be one of "
+            f"{', '.join(map(repr, spacings.TIMESTEP_SPACINGS))}"
+        )
+
+    def _clipped(self) -> int:
+        """How many of the noisiest timesteps lie below ``lambda_min_clipped`` and are never visited."""
+        least = self.config.get("lambda_min_clipped", -math.inf)
+        return int(np.searchsorted(-np.log(self.noise_schedule.sigmas[::-1]), least))
+
+    def _visit_sigmas(
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, shift: float | None
+    ) -> tuple[list[float], list[float], str | None]:
+        """(timesteps, sigmas without the last, the sigma spacing's name) of a run."""
+        noise, (name, options) = self.noise_schedule, self._sigma_spacing()
+        if sigmas is not None:
+            chosen = [float(sigma) for sigma in sigmas[:-1]]
+            return [noise.timestep_of(sigma) for sigma in chosen], chosen, None
+        if timesteps is not None:
+            if name is not None:
+                raise ValueError(
+                    f"timesteps cannot be given to a {type(self).__name__} with {name} spacing, which chooses its own; "
+                    "give num_inference_steps"
+                )
+            visited = [int(t) for t in timesteps]
+            return [*visited], noise.sigma_at(visited), None
+        if name in spacings.SIGMA_SPACINGS:
+            ends = {"sigma_max": float(noise.sigmas[-1]), "sigma_min": float(noise.sigmas[0])}
+            spaced = spacings.SIGMA_SPACINGS[name](steps=steps, **{**ends, **options})
+            told = [noise.timestep_of(sigma) for sigma in spaced]
+            return [round(t) if name in self._rounds else int(t) for t in told], spaced, name
+        if name == "flow":
+            spaced = self._flow_sigmas(steps, self.config.flow_shift if shift is None else shift)
+            return [int(sigma * self.config.num_train_timesteps) for sigma in spaced], spaced, name
+        grid = self._grid(steps)
+        return [*grid], noise.sigma_at(grid), None
+
+    def _flow_sigmas(self, steps: int, shift: float) -> list[float]:
+        """σ from nearly 1 down, even, then shifted to shift·σ/(1 + (shift - 1)·σ) (arXiv:2403.03206, section 5.3)."""
+        even = (1.0 - np.linspace(1.0, 1.0 / self.config.num_train_timesteps, steps + 1))[:0:-1]
+        return (shift * even / (1 + (shift - 1) * even)).tolist()
+
+    def _last_sigma(self) -> float:
+        """The σ where a run ends, by ``final_sigmas_type``."""
+        kind = self.config.get("final_sigmas_type", "sigma_min")
+        if kind not in ("zero", "sigma_min"):
+            raise ValueError(f"final_sigmas_type={kind!r} in the config: must be one of 'zero', 'sigma_min'")
+        return 0.0 if kind == "zero" else float(self.noise_schedule.sigmas[0])
+
+
+_SPACING_KEYS = {
+    "use_karras_sigmas": "karras",
+    "use_lu_lambdas": "lu",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+    "use_flow_sigmas": "flow",
+}
