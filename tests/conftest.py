@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -89,6 +90,12 @@ def reference_parts(folder, *, unet=(), vae=(), text=(), safety=False):
         size = {"shortest_edge": 32}, {"height": 32, "width": 32}
         parts["feature_extractor"] = transformers.CLIPImageProcessor(size=size[0], crop_size=size[1])
     return parts
+
+
+def in_threads(make, count=8):
+    """``make(0)`` … ``make(count - 1)``, each in a thread of its own, all at once."""
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(make, range(count)))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +12,7 @@ from langevin import ClassifierFreeGuidance, DDIMScheduler, EulerDiscreteSchedul
 from langevin.denoiser import NetworkDenoiser, stack_conditions
 from langevin.loop import denoise
 from langevin.randomness import Noise
+from tests.conftest import in_threads
 
 SCHEDULE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 
@@ -200,17 +200,7 @@ def test_eight_threads_on_one_scheduler_and_one_guider_give_the_serial_result():
         return denoise(x, run, NetworkDenoiser(PointNetwork()), branches, own, noise=noise)
 
     serial = [once(k) for k in range(8)]
-    results = [None] * 8
-
-    def work(k):
-        results[k] = once(k)
-
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(a, b) for a, b in zip(serial, results, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(serial, in_threads(once), strict=True))
 
 
 def test_bad_guidance_interval_is_refused():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ import torch
 import langevin
 from langevin import ClassifierFreeGuidance, Guider, StableDiffusionPipeline
 from langevin.media.picture import Picture
-from tests.conftest import reference_parts
+from tests.conftest import in_threads, reference_parts
 
 ATOL = 1e-4
 SCHEDULERS = {
@@ -289,17 +287,7 @@ def test_eight_threads_on_one_pipeline_give_the_same_pictures_as_one_after_anoth
         return pipe("a cat", num_inference_steps=4, seed=k, guidance_scale=1.0 + k, output_type="np").images
 
     serial = [make(k) for k in range(8)]
-    results: list = [None] * 8
-
-    def work(k):
-        results[k] = make(k)
-
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(np.array_equal(a, b) for a, b in zip(serial, results, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(serial, in_threads(make), strict=True))
 
 
 def test_a_guider_of_ones_own_and_an_own_guidance_replace_or_stack(both):

@@ -20,6 +20,7 @@ from langevin.schedulers import (
     HeunDiscreteScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
 
 NAMES = [name for name in schedulers.HOMES if name != "SchedulerMixin"]
@@ -62,6 +63,7 @@ def deterministic() -> list[tuple]:
         cases.append((HeunDiscreteScheduler().with_spacing(spacing), {}))
         cases.append((LMSDiscreteScheduler().with_spacing(spacing), {"as_published": True}))
         for order in (1, 2, 3):
+            cases.append((UniPCMultistepScheduler(solver_order=order).with_spacing(spacing), {}))
             cases.append((DPMSolverMultistepScheduler(solver_order=order).with_spacing(spacing), {}))
         for skip in (True, False):
             scheduler = PNDMScheduler(skip_prk_steps=skip, set_alpha_to_one=True).with_spacing(spacing)
@@ -146,6 +148,7 @@ def ode_error(scheduler, steps: int, **options) -> float:
         (HeunDiscreteScheduler(use_karras_sigmas=True), {}, 2.0),
         (LMSDiscreteScheduler(use_karras_sigmas=True), {"order": 2}, 1.9),
         (DPMSolverMultistepScheduler(use_karras_sigmas=True, solver_order=2, lower_order_final=False), {}, 1.8),
+        (UniPCMultistepScheduler(use_karras_sigmas=True), {}, 1.8),
     ],
 )
 def test_error_falls_as_fast_as_the_solver_promises(scheduler, options, order):
@@ -261,6 +264,7 @@ def test_eight_threads_on_one_scheduler_give_what_one_gives(name):
         (EulerAncestralDiscreteScheduler(), {}),
         (HeunDiscreteScheduler(clip_sample=True), {}),
         (LMSDiscreteScheduler(), {}),
+        (UniPCMultistepScheduler(solver_order=3, thresholding=True), {}),
         (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=3, thresholding=True), {}),
     ],
 )
@@ -288,6 +292,7 @@ def test_a_step_never_looks_at_the_numbers(scheduler, options):
         (EulerAncestralDiscreteScheduler(), {}, 10),
         (HeunDiscreteScheduler(), {}, 0),
         (LMSDiscreteScheduler(), {}, 0),
+        (UniPCMultistepScheduler(), {}, 0),
         (DPMSolverMultistepScheduler(), {}, 0),
         (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), {}, 10),
         (EulerDiscreteScheduler(), {"s_churn": 1.0}, 10),

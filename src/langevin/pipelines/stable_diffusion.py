@@ -158,23 +158,26 @@ class StableDiffusionPipeline(DiffusionPipeline):
         device = self._execution_device
         all_guiders = compose_guiders(guidance_scale, guidance_rescale, guiders)
         distilled = self.unet.config.time_cond_proj_dim  # guidance is an input of such networks, not a second branch
-        branches = self._branches(
+        positive, negative = self.encode_prompt(
             prompt,
+            device,
+            num_images_per_prompt,
+            distilled is None and (guidance_scale > 1 or bool(guiders)),
             negative_prompt,
             prompt_embeds,
             negative_prompt_embeds,
-            with_negative=distilled is None and (guidance_scale > 1 or bool(guiders)),
-            pictures=num_images_per_prompt,
             clip_skip=clip_skip,
             clip_skip_negative=clip_skip_negative,
         )
-        embeds = branches["positive"]["encoder_hidden_states"]
-        batch = embeds.shape[0]
+        branches: dict[str, Conditions] = {"positive": {"encoder_hidden_states": positive}}
+        if negative is not None:
+            branches["negative"] = {"encoder_hidden_states": negative}
+        batch = positive.shape[0]
         if distilled is not None:
             all_guiders = [g for g in all_guiders if g in guiders]
             # the embedding of w = scale - 1, times 1000: Meng et al. 2023 (2210.03142), section 3.1
             code = sinusoid(torch.tensor([(guidance_scale - 1) * 1000]), distilled, freq_shift=1).to(
-                device, embeds.dtype
+                device, positive.dtype
             )
             branches = {k: {**v, "timestep_cond": code.expand(batch, -1)} for k, v in branches.items()}
 
@@ -190,7 +193,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
         factor = self.vae_scale_factor
         shape = (batch, self.unet.config.in_channels, height // factor, width // factor)
         if latents is None:
-            latents = noise.draw(shape, embeds.dtype, device)
+            latents = noise.draw(shape, positive.dtype, device)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents is {tuple(latents.shape)}; {shape} is needed for this batch and size")
         x = latents.to(device) * run.init_noise_sigma
@@ -215,7 +218,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
             images = x
         else:
             pixels = VaeCodec(self.vae).decode(x)
-            flagged = self._flag(pixels, embeds.dtype)
+            flagged = self._flag(pixels, positive.dtype)
             if flagged is not None and safety_action == "blackout":
                 pixels[torch.tensor(flagged)] = -1
             each = self._settings(arguments, seeds, prompt, negative_prompt, height, width)
@@ -233,6 +236,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
         clip_skip: int | None = None,
+        clip_skip_negative: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Embeddings of prompt and negative prompt, ``(prompts · pictures, tokens, dim)`` each."""
         encoding = encode_prompts(
@@ -245,34 +249,11 @@ class StableDiffusionPipeline(DiffusionPipeline):
             with_negative=do_classifier_free_guidance,
             pictures=num_images_per_prompt,
             clip_skip=clip_skip,
+            clip_skip_negative=clip_skip_negative,
             device=device or self._execution_device,
             dtype=self._text_dtype,
         )
         return encoding.positive, encoding.negative
-
-    def _branches(
-        self,
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None,
-        prompt_embeds: Tensor | None,
-        negative_prompt_embeds: Tensor | None,
-        **options: Any,
-    ) -> dict[str, Conditions]:
-        encoding = encode_prompts(
-            self.tokenizer,
-            self.text_encoder,
-            prompt,
-            negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            device=self._execution_device,
-            dtype=self._text_dtype,
-            **options,
-        )
-        branches: dict[str, Conditions] = {"positive": {"encoder_hidden_states": encoding.positive}}
-        if encoding.negative is not None:
-            branches["negative"] = {"encoder_hidden_states": encoding.negative}
-        return branches
 
     @property
     def _text_dtype(self) -> torch.dtype:

@@ -15,6 +15,7 @@ HOMES = {
     "LMSDiscreteScheduler": "lms",
     "PNDMScheduler": "pndm",
     "SchedulerMixin": "base",
+    "UniPCMultistepScheduler": "unipc",
 }
 
 

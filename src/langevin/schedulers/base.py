@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -216,6 +217,11 @@ def _as_tensor(timesteps: list[Any], device: str | torch.device | None = None) -
     return torch.tensor(timesteps, dtype=torch.int64 if whole else torch.float32, device=device)
 
 
+@cache
+def _settings(cls: Any) -> list[str]:
+    return cls._settings_names()
+
+
 # -- the public class ------------------------------------------------------------------------------------------------
 
 _COMPATIBLES = [
@@ -264,6 +270,11 @@ class SchedulerMixin(ConfigMixin):
     _step_index: int | None = None
     _begin_index: int | None = None
     num_inference_steps: int | None = None
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        """The config without what other classes left in it (``from_config`` keeps that, for the way back)."""
+        return {name: self.config[name] for name in _settings(type(self))}
 
     # -- planning ----------------------------------------------------------------------------------------------------
 
@@ -328,7 +339,7 @@ class SchedulerMixin(ConfigMixin):
         """Timesteps or sigmas (the other is None) of an evenly chosen run, by the spacing in force."""
         name, options = self._spacing or (self.config.timestep_spacing, {})
         if name in spacings.TIMESTEP_SPACINGS:
-            options = {"offset": self.config.get("steps_offset", 0), **options}
+            options = {"offset": self._own.get("steps_offset", 0), **options}
             return spacings.TIMESTEP_SPACINGS[name](self.config.num_train_timesteps, steps, **options), None
         if name in spacings.SIGMA_SPACINGS:
             ends = self.noise_schedule.sigmas
@@ -369,7 +380,7 @@ class SchedulerMixin(ConfigMixin):
             )
         if visited and visited[0] >= train_steps:
             raise ValueError(
-                f"{steps} steps with steps_offset={self.config.get('steps_offset', 0)} begin at timestep "
+                f"{steps} steps with steps_offset={self._own.get('steps_offset', 0)} begin at timestep "
                 f"{visited[0]}, but the model knows 0..{train_steps - 1}; use fewer steps or "
                 "timestep_spacing='trailing'"
             )
@@ -393,9 +404,10 @@ class SchedulerMixin(ConfigMixin):
         device: str | torch.device | None = None,
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
+        **options: Any,
     ) -> None:
-        """Choose the levels that the following ``step`` calls visit; see :meth:`plan`."""
-        run = self.plan(num_inference_steps, timesteps=timesteps, sigmas=sigmas)
+        """Choose the levels that the following ``step`` calls visit; see :meth:`plan`, also for ``options``."""
+        run = self.plan(num_inference_steps, timesteps=timesteps, sigmas=sigmas, **options)
         self._run = run
         self._timesteps = _as_tensor(run.timesteps, device)
         self._step_index = self._begin_index = None

@@ -112,7 +112,7 @@ class DDIMScheduler(SchedulerMixin):
         if timesteps is None and sigmas is None and self._spacing is None and not as_published:
             stride = self.config.num_train_timesteps // steps
             targets = [self.noise_schedule.level(t - stride) if t >= stride else final for t in visited]
-        limit = predictions.limiter(self.config)
+        limit = predictions.limiter(self._own)
         return DDIMRun(visited, levels, targets, self.config.prediction_type, limit, **options)
 
     def step(

@@ -130,7 +130,7 @@ class DDPMScheduler(SchedulerMixin):
                 f"{', '.join(map(repr, VARIANCE_TYPES))}"
             )
         visited = self._visit(steps, timesteps, sigmas, Level(1.0, 0.0))
-        limit = predictions.limiter(config)
+        limit = predictions.limiter(self._own)
         return DDPMRun(*visited, config.prediction_type, limit, variance_type=kind)
 
     def step(

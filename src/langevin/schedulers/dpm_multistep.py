@@ -205,7 +205,7 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
             levels[:-1],
             levels[1:],
             c.prediction_type,
-            predictions.limiter(c),
+            predictions.limiter(self._own),
             algorithm=c.algorithm_type,
             solver_type=c.solver_type,
             order=c.solver_order,

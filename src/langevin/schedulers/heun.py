@@ -82,7 +82,7 @@ class HeunDiscreteScheduler(SigmaScheduler):
     def _run_over(self, timesteps: list[float], sigmas: list[float]) -> HeunRun:
         calls = [timesteps[0], *(t for t in timesteps[1:] for _ in range(2))]
         visited = [sigmas[0], *(s for s in sigmas[1:-1] for _ in range(2)), sigmas[-1]]
-        limit = predictions.limiter(self.config)
+        limit = predictions.limiter(self._own)
         start = self._init_noise_sigma(sigmas)
         return HeunRun(calls, visited, self.config.prediction_type, start, limit=limit)
 

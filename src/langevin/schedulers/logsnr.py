@@ -77,7 +77,7 @@ class LogSNRScheduler(CountedSteps):
 
     def _build_noise_schedule(self) -> NoiseSchedule:
         c = self.config
-        on = [key for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas") if c.get(key)]
+        on = [key for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas") if self._own.get(key)]
         if len(on) > 1:
             raise ValueError(f"{' and '.join(on)} are both true in the config: at most one of them can be")
         return NoiseSchedule.from_config(
@@ -86,7 +86,7 @@ class LogSNRScheduler(CountedSteps):
             c.beta_end,
             c.beta_schedule,
             c.trained_betas,
-            c.get("rescale_betas_zero_snr", False),
+            self._own.get("rescale_betas_zero_snr", False),
             SMALLEST_ALPHA_BAR,
         )
 
@@ -110,7 +110,7 @@ class LogSNRScheduler(CountedSteps):
         noise = self.noise_schedule
         visited = list(range(len(noise) - 1, -1, -1))
         sigmas = [*noise.sigma_at(visited), float(noise.sigmas[0])]
-        if self.config.get("use_flow_sigmas"):
+        if self._own.get("use_flow_sigmas"):
             sigmas = [(t + 1) / (len(noise) + 1) for t in [*visited, 0]]
         return self._run_over(visited, sigmas)
 
@@ -121,16 +121,17 @@ class LogSNRScheduler(CountedSteps):
     # -- levels ------------------------------------------------------------------------------------------------------
 
     def _level(self, sigma: float) -> Level:
-        return Level(1.0 - sigma, sigma) if self.config.get("use_flow_sigmas") else Level.of_sigma(sigma)
+        return Level(1.0 - sigma, sigma) if self._own.get("use_flow_sigmas") else Level.of_sigma(sigma)
 
     def _sigma_spacing(self) -> tuple[str | None, dict[str, Any]]:
         if self._spacing is not None:
             name, options = self._spacing
             return (name, options) if name in spacings.SIGMA_SPACINGS else (None, {})
+        # Also where another class left them in the config: so the reference implementation does it.
         ends = {key: self.config.get(key) for key in ("sigma_min", "sigma_max")}
         options = {key: float(value) for key, value in ends.items() if value is not None}
         for key, name in _SPACING_KEYS.items():
-            if self.config.get(key):
+            if self._own.get(key):
                 return name, options
         return None, {}
 
@@ -139,7 +140,7 @@ class LogSNRScheduler(CountedSteps):
         name = self.config.timestep_spacing
         if self._spacing is not None and self._spacing[0] in spacings.TIMESTEP_SPACINGS:
             name = self._spacing[0]
-        train_steps, offset = self.config.num_train_timesteps, self.config.get("steps_offset", 0)
+        train_steps, offset = self.config.num_train_timesteps, self._own.get("steps_offset", 0)
         last = train_steps - self._clipped()
         if name == "linspace":
             return [round(t) for t in spacings.linspace(last, steps + 1)[:-1]]
@@ -155,7 +156,7 @@ class LogSNRScheduler(CountedSteps):
 
     def _clipped(self) -> int:
         """How many of the noisiest timesteps lie below ``lambda_min_clipped`` and are never visited."""
-        least = self.config.get("lambda_min_clipped", -math.inf)
+        least = self._own.get("lambda_min_clipped", -math.inf)
         return int(np.searchsorted(-np.log(self.noise_schedule.sigmas[::-1]), least))
 
     def _visit_sigmas(
@@ -192,7 +193,7 @@ class LogSNRScheduler(CountedSteps):
 
     def _last_sigma(self) -> float:
         """The σ where a run ends, by ``final_sigmas_type``."""
-        kind = self.config.get("final_sigmas_type", "sigma_min")
+        kind = self._own.get("final_sigmas_type", "sigma_min")
         if kind not in ("zero", "sigma_min"):
             raise ValueError(f"final_sigmas_type={kind!r} in the config: must be one of 'zero', 'sigma_min'")
         return 0.0 if kind == "zero" else float(self.noise_schedule.sigmas[0])

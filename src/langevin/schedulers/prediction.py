@@ -7,7 +7,8 @@ x0 = p·x + q·output, ε = r·x + w·output.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -57,7 +58,7 @@ def to_epsilon(prediction_type: str, level: Level) -> tuple[float, float]:
     return 1 / max(sigma, _TINY), -alpha / max(sigma, _TINY)
 
 
-def limiter(config) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def limiter(config: Mapping[str, Any]) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """The bound that a config puts on predicted images: dynamic thresholding, else clipping, else none."""
     if config.get("thresholding"):
         ratio, ceiling = config["dynamic_thresholding_ratio"], config["sample_max_value"]

@@ -84,7 +84,7 @@ class SigmaScheduler(CountedSteps):
         )
 
     def _check_one_spacing(self) -> None:
-        on = [key for key in _SPACING_KEYS if self.config.get(key)]
+        on = [key for key in _SPACING_KEYS if self._own.get(key)]
         if len(on) > 1:
             raise ValueError(f"{' and '.join(on)} are both true in the config: at most one of them can be")
 
@@ -93,9 +93,10 @@ class SigmaScheduler(CountedSteps):
         if self._spacing is not None:
             name, options = self._spacing
             return (name, options) if name in spacings.SIGMA_SPACINGS else (None, {})
+        # Also where another class left them in the config: so the reference implementation does it.
         ends = {key: self.config.get(key) for key in ("sigma_min", "sigma_max")}
         options = {key: float(value) for key, value in ends.items() if value is not None}
-        return next((name for key, name in _SPACING_KEYS.items() if self.config.get(key)), None), options
+        return next((name for key, name in _SPACING_KEYS.items() if self._own.get(key)), None), options
 
     def _spaced_timesteps(self, steps: int) -> list[float]:
         if self._spacing is not None and self._spacing[0] in spacings.SIGMA_SPACINGS:
@@ -107,7 +108,7 @@ class SigmaScheduler(CountedSteps):
                 f"timestep_spacing={name!r} in the config of {type(self).__name__}: must be one of "
                 f"{', '.join(map(repr, spacings.TIMESTEP_SPACINGS))}"
             )
-        options = {"offset": self.config.get("steps_offset", 0), **options}
+        options = {"offset": self._own.get("steps_offset", 0), **options}
         return spacings.TIMESTEP_SPACINGS[name](self.config.num_train_timesteps, steps, **options)
 
     def _visit_sigmas(
@@ -137,7 +138,7 @@ class SigmaScheduler(CountedSteps):
 
     def _final_sigma(self) -> float:
         """The σ where a run ends, by ``final_sigmas_type``."""
-        kind = self.config.get("final_sigmas_type", "zero")
+        kind = self._own.get("final_sigmas_type", "zero")
         if kind not in ("zero", "sigma_min"):
             raise ValueError(f"final_sigmas_type={kind!r} in the config: must be one of 'zero', 'sigma_min'")
         return 0.0 if kind == "zero" else float(self.noise_schedule.sigmas[0])

@@ -174,10 +174,12 @@ def _couple(rng: random.Random, first: tuple[str, str], second: tuple[str, str])
         sizes[rng.randrange(2)] = "medium"
     radii = [rng.uniform(*(LARGE_BESIDE_ANOTHER if size == "large" else SIZES[size])) for size in sizes]
     along = [_near(rng, place, radius) for place, radius in zip(COUPLE, radii, strict=True)]
-    lacking = sum(radii) + GAP - (along[1] - along[0])
-    if lacking > 0:  # move both apart, as far as the picture's edge lets them
+    apart = sum(radii) + GAP
+    lacking = apart - (along[1] - along[0])
+    if lacking > 0:  # move both apart; what the picture's edge denies the one, the other makes up for
         along[0] = max(along[0] - lacking / 2, radii[0] + MARGIN)
-        along[1] = min(along[1] + lacking / 2, SIDE - radii[1] - MARGIN)
+        along[1] = min(along[0] + apart, SIDE - radii[1] - MARGIN)
+        along[0] = along[1] - apart
     across = [_near(rng, SIDE / 2, radius) for radius in radii]
     horizontal, swap = rng.random() < 0.5, rng.random() < 0.5
     places = [(a, c) if horizontal else (c, a) for a, c in zip(along, across, strict=True)]
