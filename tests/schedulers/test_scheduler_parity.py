@@ -191,7 +191,7 @@ def test_whole_trajectories_equal_the_reference(case):
             # The reference's Heun divides by σ what it multiplied by σ: its own rounding is 1e-5 in fp32. And the
             # cosine schedule's σ_max, with which Heun multiplies its second slope, is 20291.
             heun = name == "HeunDiscreteScheduler"
-            dtype = torch.float64 if heun else torch.float32
+            dtype = torch.float64 if heun or config.get("predict_x0") is False else torch.float32
             steep = heun and config.get("beta_schedule") in ("squaredcos_cap_v2", "exp")
             tolerance = 5e-3 if lost else 1e-4 if steep else 1e-5
             try:
@@ -227,6 +227,8 @@ def test_lists_equal_the_reference(case):
         if name == "PNDMScheduler" and not config.get("skip_prk_steps") and steps is not None and steps < 4:
             continue
         if steps is not None:
+            if steps == 1 and "shift_terminal" in config:  # the reference divides 0 by 0
+                continue
             if steps > ours.config.num_train_timesteps or (
                 steps == 999 and "steps_offset" in config and name[0] != "E"
             ):

@@ -195,7 +195,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         else:
             sigma = c.flow_shift * sigma / (1 + (c.flow_shift - 1) * sigma)
         if c.shift_terminal and sigma[-1] < 1.0:  # stretched so that the last is shift_terminal
-            sigma = 1 - (1 - sigma) * (1 - c.shift_terminal) / (1 - sigma[-1])
+            sigma = 1 - (1 - sigma) / ((1 - sigma[-1]) / (1 - c.shift_terminal))
         if abs(sigma[0] - 1) < 1e-6:  # nothing of the image would be left to divide by
             sigma[0] -= 1e-6
         return [int(s * train_steps) for s in sigma], sigma.tolist()
