@@ -129,6 +129,7 @@ class ConfigMixin:
             raise CheckpointError(f"{cls.__name__}.from_config needs a dict or a folder; got {config!r}.")
         if not isinstance(config, dict):
             config = cls.load_config(config)
+        assert isinstance(config, dict)
         settings, kept, ignored = cls._split_settings(config, overrides)
         made = cls(**settings)
         made.register_to_config(**kept)

@@ -98,18 +98,17 @@ def _from_hub(
             import huggingface_hub as hub
         except ImportError:
             raise CheckpointError(looked + "and hub ids need huggingface_hub: pip install huggingface_hub.") from None
-        where = {"repo_id": name, "revision": revision, "cache_dir": cache_dir, "token": token}
+        where: dict[str, Any] = {"repo_id": name, "revision": revision, "cache_dir": cache_dir, "token": token}
 
         def fetch(file: str) -> Path:
-            return Path(hub.hf_hub_download(filename=file, force_download=force_download, **where))
+            return Path(str(hub.hf_hub_download(filename=file, force_download=force_download, **where)))
 
         try:
-            names = [
-                file.rfilename for file in hub.HfApi(token=token).repo_info(name, revision=revision).siblings or []
-            ]
+            repository: Any = hub.HfApi(token=token).repo_info(name, revision=revision)
+            names = [file.rfilename for file in repository.siblings or []]
             wanted = names if choose is None else choose(names, fetch)
             patterns = [glob.escape(file) for file in wanted]
-            return Path(hub.snapshot_download(allow_patterns=patterns, force_download=force_download, **where))
+            return Path(str(hub.snapshot_download(allow_patterns=patterns, force_download=force_download, **where)))
         except CheckpointError:
             raise
         except Exception as error:  # the hub's errors have many bases: HTTP, connection, validation, its own
@@ -275,5 +274,5 @@ def push(
     repo = api.create_repo(repo_id or Path(folder).name, private=private, exist_ok=True).repo_id
     message = commit_message or "Upload with langevin"
     return api.upload_folder(
-        repo_id=repo, folder_path=folder, path_in_repo=path_in_repo, commit_message=message, create_pr=create_pr
+        repo_id=repo, folder_path=str(folder), path_in_repo=path_in_repo, commit_message=message, create_pr=create_pr
     )

@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from langevin.checkpoints.errors import CheckpointError
 
@@ -134,7 +135,7 @@ def _move_in(staging: Path, target: Path, fresh: set[Path]) -> bool:
 
 def _exchange(a: Path, b: Path) -> bool:
     """Swap two names in one step (Linux, macOS). False where the system or the file system has no such thing."""
-    libc = ctypes.CDLL(None, use_errno=True) if sys.platform in ("linux", "darwin") else None
+    libc: Any = ctypes.CDLL(None, use_errno=True) if sys.platform in ("linux", "darwin") else None
     first, second = os.fsencode(a), os.fsencode(b)
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
         failed = libc.renameat2(-100, first, -100, second, 2)  # AT_FDCWD, RENAME_EXCHANGE

@@ -58,8 +58,8 @@ def _spellings(name: str) -> list[str]:
 
 def is_transformers(cls: type) -> bool:
     """Whether a class is a model, tokenizer or processor of transformers, or is built on one; does not import it."""
-    bases = ("PreTrainedModel", "PreTrainedTokenizerBase", "ProcessorMixin", "ImageProcessingMixin")
-    bases += ("FeatureExtractionMixin",)
+    bases = {"PreTrainedModel", "PreTrainedTokenizerBase", "ProcessorMixin", "ImageProcessingMixin"}
+    bases |= {"FeatureExtractionMixin"}
     return any(base.__name__ in bases and base.__module__.split(".")[0] == "transformers" for base in cls.__mro__)
 
 

@@ -66,13 +66,13 @@ class ModelMixin(nn.Module, ConfigMixin):
         if not able:
             raise ValueError(f"{type(self).__name__} has no layer that can do gradient checkpointing.")
         for module in able:
-            module.gradient_checkpointing = True
+            module.gradient_checkpointing = True  # type: ignore[assignment]
 
     def disable_gradient_checkpointing(self) -> None:
         """Keep activations for the backward pass."""
         for module in self.modules():
             if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = False
+                module.gradient_checkpointing = False  # type: ignore[assignment]
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -96,7 +96,7 @@ class ModelMixin(nn.Module, ConfigMixin):
         return state_dict
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls: type[Self],
         pretrained_model_name_or_path: str | os.PathLike,
         *,
@@ -201,7 +201,7 @@ class ModelMixin(nn.Module, ConfigMixin):
 
     # -- saving
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | os.PathLike,
         is_main_process: bool = True,

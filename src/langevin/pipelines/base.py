@@ -93,7 +93,7 @@ class DiffusionPipeline(ConfigMixin):
     # -- loading
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls: type[Self],
         pretrained_model_name_or_path: str | os.PathLike,
         *,
@@ -160,7 +160,7 @@ class DiffusionPipeline(ConfigMixin):
             if name in values:
                 _check_replacement(name, values[name], listed, pipeline_class)
             elif listed is not None and listed[1] is not None:
-                to_load[name] = _part_class(name, *listed, root)
+                to_load[name] = _part_class(name, listed[0], listed[1], root)
             elif listed is not None or name in pipeline_class._optional_components:
                 values[name] = None
             else:
@@ -171,7 +171,11 @@ class DiffusionPipeline(ConfigMixin):
         variants = _variants(root, to_load, variant)
         dtypes = dtype if dtype is not None else torch_dtype
         for name, part_class in to_load.items():
-            options = {"variant": variants[name], "use_safetensors": use_safetensors, "dtype": _dtype_of(name, dtypes)}
+            options: dict[str, Any] = {
+                "variant": variants[name],
+                "use_safetensors": use_safetensors,
+                "dtype": _dtype_of(name, dtypes),
+            }
             values[name] = _load_part(part_class, root, name, low_cpu_mem_usage, options)
         pipe = pipeline_class(**values)
         pipe.register_to_config(_name_or_path=given)
@@ -285,7 +289,7 @@ class DiffusionPipeline(ConfigMixin):
 
     # -- saving
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self,
         save_directory: os.PathLike | str,
         safe_serialization: bool = True,
@@ -680,7 +684,8 @@ def _hook_methods(network: nn.Module) -> None:
 
         @functools.wraps(method)
         def entered(*args: Any, _method: Any = method, **kwargs: Any) -> Any:
-            args, kwargs = network._hf_hook.pre_forward(network, *args, **kwargs)
+            hook: Any = network._hf_hook
+            args, kwargs = hook.pre_forward(network, *args, **kwargs)
             return _method(*args, **kwargs)
 
         network.__dict__[name] = entered

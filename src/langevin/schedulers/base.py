@@ -274,7 +274,7 @@ class SchedulerMixin(ConfigMixin):
     @property
     def _own(self) -> dict[str, Any]:
         """The config without what other classes left in it (``from_config`` keeps that, for the way back)."""
-        return {name: self.config[name] for name in _settings(type(self))}
+        return {name: self.config[name] for name in _settings(type(self))}  # type: ignore[arg-type]
 
     # -- planning ----------------------------------------------------------------------------------------------------
 
