@@ -274,5 +274,5 @@ def push(
     repo = api.create_repo(repo_id or Path(folder).name, private=private, exist_ok=True).repo_id
     message = commit_message or "Upload with langevin"
     return api.upload_folder(
-        repo_id=repo, folder_path=str(folder), path_in_repo=path_in_repo, commit_message=message, create_pr=create_pr
+        repo_id=repo, folder_path=Path(folder), path_in_repo=path_in_repo, commit_message=message, create_pr=create_pr
     )

@@ -187,7 +187,7 @@ class DiffusionPipeline(ConfigMixin):
     def download(cls, pretrained_model_name: str | os.PathLike, **kwargs: Any) -> str:
         """Bring a pipeline into the hub's cache and return its folder; arguments as in :meth:`from_pretrained`."""
         hub = folders.take_options(kwargs)
-        options = (None, set(), kwargs.get("variant"), kwargs.get("use_safetensors"))
+        options: tuple[Any, ...] = (None, set(), kwargs.get("variant"), kwargs.get("use_safetensors"))
         return str(folders.resolve(pretrained_model_name, choose=functools.partial(cls._files_needed, *options), **hub))
 
     @classmethod
