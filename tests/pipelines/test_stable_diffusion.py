@@ -24,6 +24,11 @@ SCHEDULERS = {
     "euler": ("EulerDiscreteScheduler", dict(beta_schedule="scaled_linear")),
     "euler karras v": ("EulerDiscreteScheduler", dict(use_karras_sigmas=True, prediction_type="v_prediction")),
     "ddpm": ("DDPMScheduler", {}),
+    "euler a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "dpm++ 2m karras": ("DPMSolverMultistepScheduler", dict(use_karras_sigmas=True)),
+    "unipc": ("UniPCMultistepScheduler", {}),
 }
 UNETS = {
     "sd1": {},

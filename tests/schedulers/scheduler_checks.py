@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
-from langevin import schedulers
+import langevin
 
 STEPS = (1, 2, 3, 7, 20, 50)
 SHAPE = (2, 4, 4, 4)
@@ -87,4 +87,4 @@ def reference():
 
 def both(name: str, **config):
     """(ours, the reference's) of the same class and config."""
-    return getattr(schedulers, name)(**config), getattr(reference(), name)(**config)
+    return getattr(langevin, name)(**config), getattr(reference(), name)(**config)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from scheduler_checks import both, distance, familiar, planned, reference
 
-from langevin import schedulers
-from langevin.schedulers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
+import langevin
+from langevin import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
 
-NAMES = [name for name in schedulers.HOMES if name != "SchedulerMixin"]
+NAMES = [name for name in langevin.__all__ if name.endswith("Scheduler")]
 
 
 def test_plan_takes_exactly_one_way_of_choosing_levels():
@@ -25,7 +25,7 @@ def test_plan_takes_exactly_one_way_of_choosing_levels():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_plan_names_the_options_it_takes(name):
-    make = getattr(schedulers, name)
+    make = getattr(langevin, name)
     with pytest.raises(TypeError, match="mood") as caught:
         make().plan(5, mood="good")
     assert all(option in str(caught.value) for option in make.run_options)
@@ -53,7 +53,7 @@ def test_step_output_reads_in_all_the_usual_ways():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_the_sample_keeps_its_precision(name, dtype):
-    run = getattr(schedulers, name)().plan(6)
+    run = getattr(langevin, name)().plan(6)
     x = torch.randn(1, 3, 4, 4).to(dtype)
     for i in range(len(run)):
         out = run.step(run.scale_model_input(x, i), i, x, torch.randn_like)
@@ -63,7 +63,7 @@ def test_the_sample_keeps_its_precision(name, dtype):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_network_output_and_sample_may_differ_in_precision(name):
-    run, double = (getattr(schedulers, name)().plan(6) for _ in range(2))
+    run, double = (getattr(langevin, name)().plan(6) for _ in range(2))
     x, output = torch.randn(1, 3, 4, 4), torch.randn(1, 3, 4, 4).half()
     for i in range(len(run)):
         mixed = run.step(output, i, x, torch.zeros_like).prev_sample
@@ -73,7 +73,7 @@ def test_network_output_and_sample_may_differ_in_precision(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_changes_none_of_its_inputs(name):
-    run = getattr(schedulers, name)().plan(6)
+    run = getattr(langevin, name)().plan(6)
     x, output = torch.randn(1, 3, 4, 4), torch.randn(1, 3, 4, 4)
     copies = x.clone(), output.clone()
     for i in range(len(run)):
@@ -102,7 +102,7 @@ def test_run_sigmas_are_the_same_for_all_solvers_on_the_same_timesteps():
 def test_own_timesteps_and_sigmas_agree(name):
     """A list of timesteps, and the σ of the same levels, are the same run. (The last level is the end.)"""
     config = {"skip_prk_steps": True, "set_alpha_to_one": True} if name == "PNDMScheduler" else {}
-    scheduler = getattr(schedulers, name)(**config)
+    scheduler = getattr(langevin, name)(**config)
     chosen = [950, 700, 500, 333, 111, 7]
     by_sigma = [*(float(scheduler.noise_schedule.sigmas[t]) for t in chosen), 0.0]
     ours = planned(scheduler, set_with={"timesteps": chosen})
@@ -114,7 +114,7 @@ def test_own_timesteps_and_sigmas_agree(name):
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "karras", "exponential", "beta"])
 @pytest.mark.parametrize("name", NAMES)
 def test_any_spacing_with_any_solver_in_both_apis(name, spacing):
-    plain = getattr(schedulers, name)()
+    plain = getattr(langevin, name)()
     spaced = plain.with_spacing(spacing)
     assert type(spaced) is type(plain)
     assert plain._spacing is None
@@ -192,7 +192,7 @@ def test_saved_here_loads_there_and_back(name, config, tmp_path):
     theirs.save_pretrained(tmp_path / "theirs")
     written = [json.loads((tmp_path / who / "scheduler_config.json").read_text()) for who in ("ours", "theirs")]
     assert {k: v for k, v in written[0].items() if k[0] != "_"} == {k: v for k, v in written[1].items() if k[0] != "_"}
-    make, remake = getattr(schedulers, name), getattr(reference(), name)
+    make, remake = getattr(langevin, name), getattr(reference(), name)
     for folder in ("ours", "theirs"):
         here, there = make.from_pretrained(tmp_path / folder), remake.from_pretrained(tmp_path / folder)
         assert distance(familiar(here, 7), familiar(there, 7)) < 1e-5
@@ -212,12 +212,12 @@ def test_swapping_a_scheduler_gives_what_the_reference_gives(pair, config, tmp_p
     first, second = pair
     sources = both(first, **config)
     sources[1].save_pretrained(tmp_path)
-    loaded = [getattr(library, first).from_pretrained(tmp_path) for library in (schedulers, reference())]
+    loaded = [getattr(library, first).from_pretrained(tmp_path) for library in (langevin, reference())]
     for ours, theirs in (sources, loaded):
-        mine = getattr(schedulers, second).from_config(ours.config)
+        mine = getattr(langevin, second).from_config(ours.config)
         his = getattr(reference(), second).from_config(theirs.config)
         assert {k: mine.config[k] for k in mine._settings_names()} == {k: his.config[k] for k in mine._settings_names()}
-        back = getattr(schedulers, first).from_config(mine.config)
+        back = getattr(langevin, first).from_config(mine.config)
         his_back = getattr(reference(), first).from_config(his.config)
         assert {k: back.config[k] for k in back._settings_names()} == {
             k: his_back.config[k] for k in back._settings_names()
@@ -227,7 +227,7 @@ def test_swapping_a_scheduler_gives_what_the_reference_gives(pair, config, tmp_p
 
 @pytest.mark.parametrize("name", NAMES)
 def test_compatibles_are_classes_that_take_the_config(name):
-    scheduler = getattr(schedulers, name)()
+    scheduler = getattr(langevin, name)()
     assert set(NAMES) <= {c.__name__ for c in scheduler.compatibles}
     for other in scheduler.compatibles:
         other.from_config(scheduler.config)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from scheduler_checks import planned
 
-from langevin import schedulers
-from langevin.schedulers import (
+import langevin
+from langevin import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -23,7 +23,7 @@ from langevin.schedulers import (
     UniPCMultistepScheduler,
 )
 
-NAMES = [name for name in schedulers.HOMES if name != "SchedulerMixin"]
+NAMES = [name for name in langevin.__all__ if name.endswith("Scheduler")]
 SPACINGS = ["leading", "trailing", "linspace", "karras", "exponential", "beta"]
 FORMS = ["epsilon", "v_prediction", "sample"]
 
@@ -106,7 +106,7 @@ def test_the_default_grids_of_ddim_and_pndm_reach_the_point_too():
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_epsilon_v_and_x0_forms_agree(name, config):
-    make = getattr(schedulers, name)
+    make = getattr(langevin, name)
     config = {key: value for key, value in config.items() if key in make._settings_names()}
     if name == "PNDMScheduler":
         config["skip_prk_steps"] = True
@@ -202,7 +202,7 @@ def test_variances_are_those_of_the_papers():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_nan(name):
-    make = getattr(schedulers, name)
+    make = getattr(langevin, name)
     keys = make()._settings_names()
     grid = {
         "rescale_betas_zero_snr": (False, True),
@@ -237,7 +237,7 @@ def test_nothing_is_nan(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_eight_threads_on_one_scheduler_give_what_one_gives(name):
-    scheduler = getattr(schedulers, name)()
+    scheduler = getattr(langevin, name)()
     before = dict(vars(scheduler))
 
     def job(k):

@@ -562,10 +562,10 @@ class SchedulerMixin(ConfigMixin):
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
-        from . import HOMES
+        public = import_module("langevin")
 
-        names = [name for name in cls._compatibles if name in HOMES and name != cls.__name__]
-        return [cls, *(getattr(import_module(f"{__package__}.{HOMES[name]}"), name) for name in names)]
+        names = [name for name in cls._compatibles if name in public.__all__ and name != cls.__name__]
+        return [cls, *(getattr(public, name) for name in names)]
 
 
 class CountedSteps(SchedulerMixin):

@@ -121,7 +121,7 @@ class LogSNRScheduler(CountedSteps):
     # -- levels ------------------------------------------------------------------------------------------------------
 
     def _level(self, sigma: float) -> Level:
-        return Level(1.0 - sigma, sigma) if self._own.get("use_flow_sigmas") else Level.of_sigma(sigma)
+        return Level(1.0 - sigma, sigma) if self.config.get("use_flow_sigmas") else Level.of_sigma(sigma)
 
     def _sigma_spacing(self) -> tuple[str | None, dict[str, Any]]:
         if self._spacing is not None:

@@ -2,6 +2,7 @@
 
     python -m langevin.zoo.train autoencoder --out made/autoencoder
     python -m langevin.zoo.train text-to-image --autoencoder made/autoencoder --out made/shapes
+    python -m langevin.zoo.train decoder --model made/shapes --out made/decoder
     python -m langevin.zoo.train unconditional --out made/shapes-unconditional
 
 A run that was killed goes on from its last thousand steps when the same command is given again.
@@ -16,6 +17,7 @@ import typer
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
 OUT = typer.Option(..., help="Folder for the trained model and for resuming.")
 AUTOENCODER = typer.Option(..., help="Folder of the trained autoencoder.")
+MODEL = typer.Option(..., help="Folder of the trained text-to-image model, whose decoder is replaced.")
 MINUTES = typer.Option(None, help="Finish within this time, with fewer steps if need be.")
 
 
@@ -39,6 +41,20 @@ def text_to_image(
     from . import train_text_to_image as recipe
 
     recipe.train(out, autoencoder, steps=steps or recipe.STEPS, seed=seed, minutes=minutes)
+
+
+@app.command()
+def decoder(
+    model: Path = MODEL,
+    out: Path = OUT,
+    steps: int | None = None,
+    seed: int = 0,
+    minutes: float | None = MINUTES,
+) -> None:
+    """The last touch to langevin/shapes: its decoder learns what its UNet's latents look like."""
+    from . import train_decoder as recipe
+
+    recipe.train(model, out, steps=steps or recipe.STEPS, seed=seed, minutes=minutes)
 
 
 @app.command()
