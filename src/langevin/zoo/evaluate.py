@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import typer
@@ -34,7 +35,7 @@ def prompts(things: int, held_out: bool, count: int, seed: int = SEED) -> list[s
     return texts
 
 
-def paint(pipe: object, texts: list[str], steps: int, guidance: float, batch: int = 25) -> Iterator[np.ndarray]:
+def paint(pipe: Any, texts: list[str], steps: int, guidance: float, batch: int = 25) -> Iterator[np.ndarray]:
     """Pictures (64, 64, 3) uint8 of ``texts``; the k-th starts from the noise of seed k."""
     import torch
 
@@ -47,7 +48,7 @@ def paint(pipe: object, texts: list[str], steps: int, guidance: float, batch: in
         yield from (np.asarray(made) * 255).round().astype(np.uint8)
 
 
-def adherence(pipe: object, texts: list[str], steps: int, guidance: float) -> list[bool]:
+def adherence(pipe: Any, texts: list[str], steps: int, guidance: float) -> list[bool]:
     """Whether each text's picture shows exactly what it says."""
     pictures = paint(pipe, texts, steps, guidance)
     return [matches(read(picture), parse(text)) for text, picture in zip(texts, pictures, strict=True)]

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,8 @@ class Average:
         """Take one step towards ``model``."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        mine, theirs = list(self.model.parameters()), [p.detach() for p in model.parameters()]
+        mine: list[Tensor] = list(self.model.parameters())
+        theirs = [p.detach() for p in model.parameters()]
         torch._foreach_lerp_(mine, theirs, 1 - decay)
 
 
@@ -53,8 +55,8 @@ def fit(
     decay: float = 0.999,
     minutes: float | None = None,
     every: int = 1000,
-    look: Callable[[nn.Module, int], None] | None = None,
-) -> nn.Module:
+    look: Callable[[Any, int], None] | None = None,
+) -> Any:
     """Train ``model`` and return the average of its weights.
 
     Args:
@@ -97,7 +99,7 @@ def fit(
         bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
         bar.update()
         if step % every == 0 or step == steps or progress >= 1:
-            state = {"model": model.state_dict(), "average": average.model.state_dict()}
+            state: dict[str, Any] = {"model": model.state_dict(), "average": average.model.state_dict()}
             state |= {"optimiser": optimiser.state_dict(), "step": step, "spent": spent}
             torch.save(state, resume.with_suffix(".tmp"))
             resume.with_suffix(".tmp").replace(resume)

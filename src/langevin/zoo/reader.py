@@ -184,7 +184,8 @@ def _best_shape(alpha: np.ndarray) -> tuple[str, float, float, float, float]:
             shared = overlaps(shape, places)
             fit = places[shared.argmax()]
         if shared.max() > best[4]:
-            best = (shape, *(float(v) for v in fit), float(shared.max()))
+            x, y, radius = (float(v) for v in fit)
+            best = (shape, x, y, radius, float(shared.max()))
     return best
 
 

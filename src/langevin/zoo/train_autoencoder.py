@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from .loop import fit
 from .world import Scene, random_scene, render
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
     "sample_size": 64,
@@ -46,7 +47,7 @@ def tint(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def balance(model: nn.Module, count: int = 1024, seed: int = 1) -> float:
+def balance(model: Any, count: int = 1024, seed: int = 1) -> float:
     """Give all latent channels the same deviation, and return it.
 
     The factors go into the 1x1 convolutions on both sides of the latents, so pictures stay what they were;
@@ -89,7 +90,7 @@ def train(out: Path, steps: int = STEPS, batch: int = BATCH, seed: int = 0, minu
     average.save_pretrained(out)
 
 
-def _loss(model: nn.Module, images: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
+def _loss(model: Any, images: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
     """Absolute and squared error, and a little KL divergence (all are means)."""
     posterior = model.encode(images).latent_dist
     mean, logvar = posterior.mean.float(), posterior.logvar.float()

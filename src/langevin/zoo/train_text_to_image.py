@@ -8,6 +8,7 @@ import random
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ UNET = {
     "addition_embed_type": "text",  # the text, pooled, joins the time embedding and so reaches every residual block
     "addition_embed_type_num_heads": 4,
 }
-TEXT = {
+TEXT: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 384,
     "projection_dim": 128,
@@ -118,20 +119,20 @@ def train(
         target = scheduler.get_velocity(clean, noise, t)
         return nn.functional.mse_loss(predicted.float(), target)
 
-    def keep(average: nn.Module, step: int) -> None:
+    def keep(average: Any, step: int) -> None:
         save(out, vae, average["unet"], average["text"], scheduler)
 
     average = fit(model, loss, steps=steps, rate=RATE, out=out, minutes=minutes, look=keep)
     keep(average, steps)
 
 
-def tokenize(tokenizer: object, captions: Sequence[str]) -> Tensor:
+def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:
     """Token numbers, (batch, WINDOW)."""
     return tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 @torch.no_grad()
-def encode(vae: nn.Module, images: Tensor) -> Tensor:
+def encode(vae: Any, images: Tensor) -> Tensor:
     """Scaled latents of images, (n, 3, 64, 64) in [-1, 1] to (n, 4, 16, 16)."""
     with torch.autocast("cpu", torch.bfloat16):
         parts = [vae.encode(part).latent_dist.mean.float() for part in images.split(64)]
@@ -148,11 +149,11 @@ _SAID = {
     "cell": (None, *POSITIONS),
     "background": (None, *BACKGROUNDS),
 }
-_QUESTIONS = [(n, kind) for n in range(2) for kind in ("shape", "colour", "size")]
+_QUESTIONS: list[tuple[int | None, str]] = [(n, kind) for n in range(2) for kind in ("shape", "colour", "size")]
 _QUESTIONS += [(None, kind) for kind in ("relation", "cell", "background")]
 
 
-def pretrained_text_encoder(tokenizer: object, out: Path, seed: int) -> nn.Module:
+def pretrained_text_encoder(tokenizer: Any, out: Path, seed: int) -> nn.Module:
     """A CLIP text encoder whose every state after the caption's end tells all that the caption says.
 
     This costs two minutes and saves the UNet from waiting until its gradients have taught the words.
@@ -175,7 +176,7 @@ def pretrained_text_encoder(tokenizer: object, out: Path, seed: int) -> nn.Modul
         after = tokens == tokenizer.eos_token_id
         guesses = model["head"](states.float()[after]).split(sizes, dim=-1)
         asked = answers.repeat_interleave(after.sum(1), dim=0).unbind(1)
-        return sum(nn.functional.cross_entropy(g, a) for g, a in zip(guesses, asked, strict=True)) / len(sizes)
+        return torch.stack([nn.functional.cross_entropy(g, a) for g, a in zip(guesses, asked, strict=True)]).mean()
 
     return fit(model, loss, steps=TEXT_STEPS, rate=RATE, out=out / "text-pretraining")["encoder"].requires_grad_(True)
 
@@ -193,7 +194,7 @@ def _answers(text: str) -> list[int]:
 # ------------------------------------------------------------------------------------------------ saving
 
 
-def save(out: Path, vae: nn.Module, unet: nn.Module, text: nn.Module, scheduler: object) -> None:
+def save(out: Path, vae: Any, unet: Any, text: Any, scheduler: Any) -> None:
     """Write a Stable Diffusion folder with weights in half precision."""
     for name, part in (("vae", vae), ("unet", unet), ("text_encoder", text)):
         copy.deepcopy(part).half().save_pretrained(out / name)

@@ -6,6 +6,7 @@ import copy
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ def train(out: Path, steps: int = STEPS, batch: int = BATCH, seed: int = 0, minu
     save(out, average, scheduler)
 
 
-def save(out: Path, unet: nn.Module, scheduler: object) -> None:
+def save(out: Path, unet: Any, scheduler: Any) -> None:
     """Write a DDPM folder with weights in half precision."""
     copy.deepcopy(unet).half().save_pretrained(out / "unet")
     scheduler.save_pretrained(out / "scheduler")

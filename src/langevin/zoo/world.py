@@ -159,7 +159,8 @@ def _single(rng: random.Random, colour: str, shape: str) -> Thing:
     size = rng.choice(tuple(SIZES))
     radius = rng.uniform(*SIZES[size])
     column, row = (1, 1) if rng.random() < 0.4 else (rng.randrange(3), rng.randrange(3))
-    return Thing(shape, colour, size, *(_near(rng, PLACES[k], radius) for k in (column, row)), radius)
+    x, y = (_near(rng, PLACES[k], radius) for k in (column, row))
+    return Thing(shape, colour, size, x, y, radius)
 
 
 def _near(rng: random.Random, place: float, radius: float) -> float:
