@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -293,6 +296,25 @@ def test_eight_threads_on_one_pipeline_give_the_same_pictures_as_one_after_anoth
 
     serial = [make(k) for k in range(8)]
     assert all(np.array_equal(a, b) for a, b in zip(serial, in_threads(make), strict=True))
+
+
+def test_a_checkpoint_may_name_its_own_guidance_and_the_reference_still_loads_it(tiny_sd_folder, tmp_path):
+    import diffusers
+
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_sd_folder, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_call_defaults": {"guidance_scale": 2.0}}))
+    for _ in range(2):  # as written by hand, and as saved again
+        pipe = StableDiffusionPipeline.from_pretrained(folder)
+        pipe.set_progress_bar_config(disable=True)
+        assert pipe("a", num_inference_steps=1).images[0].settings["guidance_scale"] == 2.0
+        assert pipe("a", num_inference_steps=1, guidance_scale=5.0).images[0].settings["guidance_scale"] == 5.0
+        diffusers.StableDiffusionPipeline.from_pretrained(folder)
+        folder = tmp_path / "again"
+        pipe.save_pretrained(folder)
+    plain = StableDiffusionPipeline.from_pretrained(tiny_sd_folder)
+    assert plain("a", num_inference_steps=1).images[0].settings["guidance_scale"] == 7.5
 
 
 def test_a_guider_of_ones_own_and_an_own_guidance_replace_or_stack(both):

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 Self = TypeVar("Self", bound="DiffusionPipeline")
 
 INDEX = "model_index.json"
+CALL_DEFAULTS = "_call_defaults"
+"""Entry of ``model_index.json`` for what a checkpoint's calls do best with, such as ``{"guidance_scale": 3.0}``. The
+reference library passes over entries that begin with an underscore."""
 
 _LIBRARY_OF = {"StableDiffusionSafetyChecker": "stable_diffusion"}
 """Under which name the reference finds classes of ours that it does not keep in its top level."""
@@ -78,6 +81,17 @@ class DiffusionPipeline(ConfigMixin):
     def name_or_path(self) -> str | None:
         """What was given to :meth:`from_pretrained`."""
         return self.config.get("_name_or_path")
+
+    def call_default(self, name: str, otherwise: float) -> float:
+        """The number that this checkpoint names for a call's argument where it is not given, else ``otherwise``.
+
+        Raises:
+            CheckpointError: the checkpoint's entry is no number.
+        """
+        value = (self.config.get(CALL_DEFAULTS) or {}).get(name, otherwise)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise CheckpointError(f"{self.name_or_path} has {value!r} as its default {name}; a number is needed.")
+        return value
 
     def _networks(self) -> dict[str, nn.Module]:
         return {name: part for name, part in self.components.items() if isinstance(part, nn.Module)}
@@ -179,6 +193,8 @@ class DiffusionPipeline(ConfigMixin):
             values[name] = _load_part(part_class, root, name, low_cpu_mem_usage, options)
         pipe = pipeline_class(**values)
         pipe.register_to_config(_name_or_path=given)
+        if isinstance(index.get(CALL_DEFAULTS), dict):
+            pipe.register_to_config(**{CALL_DEFAULTS: index[CALL_DEFAULTS]})
         if device is not None:
             pipe.to(device)
         return pipe

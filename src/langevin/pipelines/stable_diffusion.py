@@ -90,7 +90,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         timesteps: list[int] | None = None,
         sigmas: list[float] | None = None,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
@@ -119,7 +119,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
             prompt: a text, or one per picture. Or give ``prompt_embeds``, ``(prompts, tokens, dim)``.
             height, width: pixels; multiples of ``vae_scale_factor``. The model's own size if None.
             num_inference_steps: more steps, finer pictures. ``timesteps`` or ``sigmas`` may name them instead.
-            guidance_scale: how strictly to follow the prompt; 1 is off.
+            guidance_scale: how strictly to follow the prompt; 1 is off. None: what the checkpoint names, else 7.5.
             negative_prompt: what to move away from.
             num_images_per_prompt: pictures of each prompt.
             eta: share of fresh noise in each step, for schedulers that know it (DDIM: 0 to 1).
@@ -140,6 +140,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
         Raises:
             ValueError: for arguments that do not fit together, in one line that says what is allowed.
         """
+        if guidance_scale is None:
+            guidance_scale = self.call_default("guidance_scale", 7.5)
         arguments = {k: v for k, v in locals().items() if k not in ("self", "generator", "output_type", "return_dict")}
         height, width = self._size(height, width)
         self._check_prompt(prompt, prompt_embeds, negative_prompt, negative_prompt_embeds)
