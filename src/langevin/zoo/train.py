@@ -18,6 +18,7 @@ app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
 OUT = typer.Option(..., help="Folder for the trained model and for resuming.")
 AUTOENCODER = typer.Option(..., help="Folder of the trained autoencoder.")
 MODEL = typer.Option(..., help="Folder of the trained text-to-image model, whose decoder is replaced.")
+START = typer.Option(None, help="A trained pipeline's folder to go on from, instead of from nothing.")
 MINUTES = typer.Option(None, help="Finish within this time, with fewer steps if need be.")
 
 
@@ -36,11 +37,12 @@ def text_to_image(
     steps: int | None = None,
     seed: int = 0,
     minutes: float | None = MINUTES,
+    start: Path | None = START,
 ) -> None:
     """The text encoder and the UNet of langevin/shapes, saved with the autoencoder as one pipeline."""
     from . import train_text_to_image as recipe
 
-    recipe.train(out, autoencoder, steps=steps or recipe.STEPS, seed=seed, minutes=minutes)
+    recipe.train(out, autoencoder, steps=steps or recipe.STEPS, seed=seed, minutes=minutes, start=start)
 
 
 @app.command()

@@ -68,6 +68,8 @@ UNSAID = 0.1
 """Share of the captions replaced by the empty one, for classifier-free guidance."""
 ATTENTION = SDPBackend.MATH
 """On a CPU the backward pass of plain attention is several times faster than that of the fused one."""
+GUIDANCE = 3.0
+"""What ``python -m langevin.zoo.evaluate`` finds best; more makes colours too strong."""
 POOL, PASSES = 2048, 2
 """Scenes encoded at a time, and how often each is used (noise, step and caption are new each time)."""
 
@@ -79,9 +81,13 @@ def train(
     batch: int = BATCH,
     seed: int = 0,
     minutes: float | None = None,
+    start: Path | None = None,
 ) -> None:
-    """Train from nothing, on the latents of ``autoencoder``, and save the whole pipeline's folder in ``out``."""
-    from transformers import CLIPTokenizer
+    """Train on the latents of ``autoencoder``, and save the whole pipeline's folder in ``out``.
+
+    The text encoder and the UNet begin from nothing, or from those of the pipeline in ``start``.
+    """
+    from transformers import CLIPTextModel, CLIPTokenizer
 
     from langevin import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
@@ -89,7 +95,12 @@ def train(
     make_tokenizer(out / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     vae = AutoencoderKL.from_pretrained(autoencoder).eval()
-    model = nn.ModuleDict({"unet": UNet2DConditionModel(**UNET), "text": pretrained_text_encoder(tokenizer, out, seed)})
+    if start is None:
+        unet, text = UNet2DConditionModel(**UNET), pretrained_text_encoder(tokenizer, out, seed)
+    else:
+        unet = UNet2DConditionModel.from_pretrained(start, subfolder="unet", torch_dtype=torch.float32)
+        text = CLIPTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32)
+    model = nn.ModuleDict({"unet": unet.train(), "text": text.train()})
     scheduler = DDIMScheduler(**SCHEDULER)
     levels = scheduler.config.num_train_timesteps
 
@@ -203,6 +214,7 @@ def save(out: Path, vae: Any, unet: Any, text: Any, scheduler: Any) -> None:
     scheduler.save_pretrained(out / "scheduler")
     make_tokenizer(out / "tokenizer")
     index = {
+        "_call_defaults": {"guidance_scale": GUIDANCE},
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": "0.42.1",
         "feature_extractor": [None, None],
