@@ -1,6 +1,6 @@
 """Measures how often the text-to-image model in the box paints exactly what the prompt says.
 
-    python -m langevin.zoo.evaluate --count 200 --steps 20 --guidance 3
+    python -m langevin.zoo.evaluate --count 200 --steps 20 --guidance 2
 
 Four kinds of prompts, all kept out of training: one or two things, with colour and shape pairs that training
 pictures show ("seen"; only the caption is new) or with at least one pair that they never show ("held out").
@@ -58,7 +58,7 @@ def main(
     model: str = typer.Option("langevin/shapes", help="A model in the box, or a folder."),
     count: int = typer.Option(200, help="Prompts of each kind."),
     steps: int = 20,
-    guidance: float = 3.0,
+    guidance: float = 2.0,
 ) -> None:
     """Print the share of prompts painted exactly right, for each kind of prompt."""
     from langevin import DiffusionPipeline

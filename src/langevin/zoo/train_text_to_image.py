@@ -68,7 +68,7 @@ UNSAID = 0.1
 """Share of the captions replaced by the empty one, for classifier-free guidance."""
 ATTENTION = SDPBackend.MATH
 """On a CPU the backward pass of plain attention is several times faster than that of the fused one."""
-GUIDANCE = 3.0
+GUIDANCE = 2.0
 """What ``python -m langevin.zoo.evaluate`` finds best; more makes colours too strong."""
 POOL, PASSES = 2048, 2
 """Scenes encoded at a time, and how often each is used (noise, step and caption are new each time)."""
