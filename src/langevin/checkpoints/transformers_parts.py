@@ -116,7 +116,8 @@ def load(
             made = cls.from_pretrained(str(folder), **options)  # type: ignore[attr-defined]
     except Exception as error:  # transformers raises whatever its readers raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise CheckpointError(f"Cannot load {what}: {lines[0] if lines else type(error).__name__}") from None
+        why = lines[0].split(". ")[0] if lines else type(error).__name__  # what follows is advice on hub names
+        raise CheckpointError(f"Cannot load {what}: {why.removesuffix('.')}.") from None
     if not is_model(cls):
         return made
     made, info = made

@@ -601,8 +601,11 @@ def _public(name: str) -> Any:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"nearest: {', '.join(close)}" if close else f"it has: {', '.join(sorted(known))}"
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"nearest: {', '.join(close)}"
+    return f"it has: {', '.join(known)}" if len(known) <= 12 else "no name in langevin.__all__ is like it"
 
 
 def _origin(part: Any) -> tuple[str | None, str | None]:
