@@ -6,6 +6,7 @@ Classical solvers for ordinary differential equations, with their straight step 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -182,6 +183,7 @@ class PNDMScheduler(SchedulerMixin):
         else:
             calls = [*visited[:2], *visited[1:]]
 
+        @functools.cache
         def level(t: int) -> Level:
             return self.noise_schedule.level(min(t, len(self.noise_schedule) - 1)) if t >= 0 else final
 
