@@ -12,6 +12,14 @@ import langevin
 
 STEPS = (1, 2, 3, 7, 20, 50)
 SHAPE = (2, 4, 4, 4)
+NAMES = [
+    name
+    for name in langevin.__all__
+    if name.endswith("Scheduler")
+    and getattr(langevin, name)._compatibles
+    and not name.endswith(("InverseScheduler", "ParallelScheduler"))
+]
+"""The schedulers that take each other's place, from noise to image: what every one of them must do is tested on all."""
 
 
 def network(x: torch.Tensor, t, channels: int = 4) -> torch.Tensor:
@@ -88,3 +96,37 @@ def reference():
 def both(name: str, **config):
     """(ours, the reference's) of the same class and config."""
     return getattr(langevin, name)(**config), getattr(reference(), name)(**config)
+
+
+def starts(steps: int, order: int = 1) -> list[int]:
+    """Calls to begin at; solvers of two calls a step begin at every second."""
+    return [order * k for k in sorted({0, 1, steps // 2, steps - 1} & set(range(steps)))]
+
+
+def same_as_reference(ours, theirs, steps, start=0, *, ways=(familiar, planned), tolerance=1e-5, **options) -> None:
+    """Both ways through ours give the reference's trajectory and its predicted images.
+
+    ``options`` are those of ``familiar``: seed, channels, set_with, dtype, and what the solver takes.
+    """
+    try:
+        want = familiar(theirs, steps, start, **options)
+    except (IndexError, AssertionError):
+        # A run of the reference that begins with two equal timesteps takes the second, and runs past its end.
+        calls = theirs.timesteps.tolist()
+        assert calls.count(calls[start]) > 1
+        return
+    for through in ways:
+        got = through(ours, steps, start, **options)
+        assert distance(got, want) < tolerance, (through.__name__, steps, start)
+        if tolerance > 1e-3 or not finite(want):
+            continue
+        for mine, his in zip(got.originals, want.originals, strict=False):
+            torch.testing.assert_close(mine, his, rtol=1e-4, atol=1e-4 * max(1.0, his.abs().max().item()))
+
+
+def agrees_with_reference(name: str, config: dict, tolerance: float = 1e-5, **options) -> None:
+    """``same_as_reference`` over numbers of steps and calls to begin at."""
+    ours, theirs = both(name, **config)
+    for steps in STEPS:
+        for start in starts(steps, ours.order):
+            same_as_reference(ours, theirs, steps, start, tolerance=tolerance, seed=steps, **options)

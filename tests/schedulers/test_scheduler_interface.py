@@ -7,12 +7,10 @@ import json
 
 import pytest
 import torch
-from scheduler_checks import both, distance, familiar, planned, reference
+from scheduler_checks import NAMES, both, distance, familiar, planned, reference
 
 import langevin
 from langevin import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
-
-NAMES = [name for name in langevin.__all__ if name.endswith("Scheduler")]
 
 
 def test_plan_takes_exactly_one_way_of_choosing_levels():

@@ -60,11 +60,17 @@ def decoder(
 
 
 @app.command()
-def unconditional(out: Path = OUT, steps: int | None = None, seed: int = 0, minutes: float | None = MINUTES) -> None:
+def unconditional(
+    out: Path = OUT,
+    steps: int | None = None,
+    seed: int = 0,
+    minutes: float | None = MINUTES,
+    start: Path | None = START,
+) -> None:
     """The pixel model langevin/shapes-unconditional."""
     from . import train_unconditional as recipe
 
-    recipe.train(out, steps=steps or recipe.STEPS, seed=seed, minutes=minutes)
+    recipe.train(out, steps=steps or recipe.STEPS, seed=seed, minutes=minutes, start=start)
 
 
 if __name__ == "__main__":

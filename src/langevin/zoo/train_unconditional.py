@@ -41,12 +41,23 @@ SCHEDULER = {
 STEPS, BATCH, RATE = 8000, 32, 1e-3
 
 
-def train(out: Path, steps: int = STEPS, batch: int = BATCH, seed: int = 0, minutes: float | None = None) -> None:
-    """Train from nothing and save a DDPM pipeline's folder in ``out``."""
+def train(
+    out: Path,
+    steps: int = STEPS,
+    batch: int = BATCH,
+    seed: int = 0,
+    minutes: float | None = None,
+    start: Path | None = None,
+) -> None:
+    """Train from nothing, or from the pipeline in ``start``, and save a DDPM pipeline's folder in ``out``."""
     from langevin import DDPMScheduler, UNet2DModel
 
     torch.manual_seed(seed)
-    model, scheduler = UNet2DModel(**UNET), DDPMScheduler(**SCHEDULER)
+    if start is None:
+        model = UNet2DModel(**UNET)
+    else:
+        model = UNet2DModel.from_pretrained(start, subfolder="unet", torch_dtype=torch.float32).train()
+    scheduler = DDPMScheduler(**SCHEDULER)
     levels = scheduler.config.num_train_timesteps
 
     def loss(step: int) -> Tensor:
