@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import torch
 
 import langevin
+from langevin.schedulers import spacing
 
 STEPS = (1, 2, 3, 7, 20, 50)
 SHAPE = (2, 4, 4, 4)
@@ -20,6 +21,9 @@ NAMES = [
     and not name.endswith(("InverseScheduler", "ParallelScheduler"))
 ]
 """The schedulers that take each other's place, from noise to image: what every one of them must do is tested on all."""
+
+
+SPACINGS = [name for name in spacing.SPACINGS if name != "lu"]  # which is "exponential"
 
 
 def network(x: torch.Tensor, t, channels: int = 4) -> torch.Tensor:

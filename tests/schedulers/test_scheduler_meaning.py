@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from scheduler_checks import NAMES, planned
+from scheduler_checks import NAMES, SPACINGS, planned
 
 import langevin
 from langevin import (
@@ -23,7 +23,6 @@ from langevin import (
     UniPCMultistepScheduler,
 )
 
-SPACINGS = ["leading", "trailing", "linspace", "karras", "exponential", "beta"]
 FORMS = ["epsilon", "v_prediction", "sample"]
 
 

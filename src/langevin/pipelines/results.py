@@ -65,7 +65,7 @@ def call_settings(pipeline: Any, arguments: Mapping[str, Any], **more: Any) -> d
         "model": getattr(pipeline, "name_or_path", None),
         **kept,
         "scheduler": type(scheduler).__name__,
-        "scheduler_config": {k: v for k, v in scheduler.config.items() if not k.startswith("_")},
+        "scheduler_config": {k: v for k, v in scheduler.config.items() if k == "_spacing" or not k.startswith("_")},
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "device": pipeline.device.type,
         **more,

@@ -243,6 +243,16 @@ _COMPATIBLES = [
 ]
 
 
+_SIGMA_SPACING_KEYS = {
+    "use_karras_sigmas": "karras",
+    "use_lu_lambdas": "lu",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+    "use_flow_sigmas": "flow",
+}
+"""The config keys that ask for a sigma spacing, the first that is true."""
+
+
 class SchedulerMixin(ConfigMixin):
     """Base of every scheduler.
 
@@ -264,7 +274,6 @@ class SchedulerMixin(ConfigMixin):
     noise_schedule: NoiseSchedule
 
     # What may change between two calls of the familiar API; all of it belongs to that API alone.
-    _spacing: tuple[str, dict[str, Any]] | None = None
     _run: Run | None = None
     _timesteps: torch.Tensor | None = None
     _step_index: int | None = None
@@ -311,7 +320,8 @@ class SchedulerMixin(ConfigMixin):
             steps = len(sigmas) - 1 if sigmas is not None else int(num_inference_steps or 0)
         if steps < 1:
             raise ValueError(f"a run needs at least one step, got {steps}")
-        predictions.check(self.config.prediction_type, self.prediction_types, type(self).__name__)
+        told = self._own.get("prediction_type", self.prediction_types[0])  # some classes know only one
+        predictions.check(told, self.prediction_types, type(self).__name__)
         return self._plan(steps, timesteps, sigmas, **options)
 
     def _plan(self, *args: Any, **options: Any) -> Run:
@@ -319,36 +329,66 @@ class SchedulerMixin(ConfigMixin):
         raise NotImplementedError
 
     def with_spacing(self, spacing: str, **options: Any):
-        """This scheduler with another spacing, as a new object.
+        """This scheduler with another spacing, as a new object. Saved and carried over by ``from_config``.
 
-        Timestep spacings: "leading", "trailing", "linspace" (option ``offset``). Sigma spacings: "karras" (``rho``),
-        "exponential", "beta" (``alpha``, ``beta``); all of those take ``sigma_min`` and ``sigma_max``.
+        Timestep spacings: "leading", "trailing", "linspace" or "uniform" (option ``offset``), "sgm_uniform", "simple",
+        "ddim_uniform". Sigma spacings: "karras" (``rho``), "exponential", "polyexponential" (``rho``), "beta"
+        (``alpha``, ``beta``), "kl_optimal", "linear_quadratic" (``threshold``), "align_your_steps" (``model``), "lu";
+        all of those take ``sigma_min`` and ``sigma_max``. See :mod:`langevin.schedulers.spacing`.
 
             >>> run = DDIMScheduler().with_spacing("karras").plan(10)
         """
-        known = [*spacings.TIMESTEP_SPACINGS, *spacings.SIGMA_SPACINGS]
-        if spacing not in known:
-            raise ValueError(f"spacing {spacing!r} is not known; allowed: {', '.join(map(repr, known))}")
+        name, options = spacings.check(spacing, options)
         twin = copy.copy(self)
-        for name in ("_run", "_timesteps", "_step_index", "_begin_index", "num_inference_steps"):
-            twin.__dict__.pop(name, None)
-        twin._spacing = (spacing, options)
+        for state in ("_run", "_timesteps", "_step_index", "_begin_index", "num_inference_steps"):
+            twin.__dict__.pop(state, None)
+        twin.register_to_config(_spacing={"name": name, **options})
         return twin
 
-    def _space(self, steps: int) -> tuple[list[float] | None, list[float] | None]:
-        """Timesteps or sigmas (the other is None) of an evenly chosen run, by the spacing in force."""
-        name, options = self._spacing or (self.config.timestep_spacing, {})
-        if name in spacings.TIMESTEP_SPACINGS:
-            options = {"offset": self._own.get("steps_offset", 0), **options}
-            return spacings.TIMESTEP_SPACINGS[name](self.config.num_train_timesteps, steps, **options), None
-        if name in spacings.SIGMA_SPACINGS:
-            ends = self.noise_schedule.sigmas
-            options = {"sigma_max": float(ends[-1]), "sigma_min": float(ends[0]), **options}
-            return None, spacings.SIGMA_SPACINGS[name](steps=steps, **options)
-        raise ValueError(
-            f"timestep_spacing={name!r} in the config of {type(self).__name__}: must be one of "
-            f"{', '.join(map(repr, spacings.TIMESTEP_SPACINGS))}"
-        )
+    @property
+    def _spacing(self) -> tuple[str, dict[str, Any]] | None:
+        """What ``with_spacing`` was told. Configs keep it under a name that other libraries skip."""
+        entry = self.config.get("_spacing")
+        return spacings.check(entry["name"], {k: v for k, v in entry.items() if k != "name"}) if entry else None
+
+    def _timestep_spacing(self) -> tuple[str, dict[str, Any]]:
+        """The timestep spacing in force and its options; a sigma spacing lies between the ends that it gives."""
+        options = {"offset": self._own.get("steps_offset", 0)}
+        if self._spacing is not None and self._spacing[0] in spacings.TIMESTEP_SPACINGS:
+            return self._spacing[0], {**options, **self._spacing[1]}
+        name = self.config.timestep_spacing
+        if name not in spacings.CONFIG_SPACINGS:
+            raise ValueError(
+                f"timestep_spacing={name!r} in the config of {type(self).__name__}: must be one of "
+                f"{', '.join(map(repr, spacings.CONFIG_SPACINGS))}"
+            )
+        return name, options
+
+    def _sigma_spacing(self) -> tuple[str | None, dict[str, Any]]:
+        """The sigma spacing in force and its options; None if σ just follows the timesteps."""
+        if self._spacing is not None:
+            name, options = self._spacing
+            return (name, options) if name in spacings.SIGMA_SPACINGS else (None, {})
+        # The ends also where another class left them in the config: so the reference implementation does it.
+        ends = {key: self.config.get(key) for key in ("sigma_min", "sigma_max")}
+        options = {key: float(value) for key, value in ends.items() if value is not None}
+        return next((name for key, name in _SIGMA_SPACING_KEYS.items() if self._own.get(key)), None), options
+
+    def _check_one_sigma_spacing(self) -> None:
+        on = [key for key in _SIGMA_SPACING_KEYS if self._own.get(key) and key != "use_flow_sigmas"]
+        if len(on) > 1:
+            raise ValueError(f"{' and '.join(on)} are both true in the config: at most one of them can be")
+
+    def _spaced_timesteps(self, steps: int) -> list[float]:
+        name, options = self._timestep_spacing()
+        return spacings.TIMESTEP_SPACINGS[name](self.config.num_train_timesteps, steps, **options)
+
+    def _spaced_sigmas(self, steps: int, sigma_max: float, sigma_min: float) -> list[float] | None:
+        """σ by the sigma spacing in force, between these ends unless it has its own; None if there is none."""
+        name, options = self._sigma_spacing()
+        if name not in spacings.SIGMA_SPACINGS:
+            return None
+        return spacings.SIGMA_SPACINGS[name](steps=steps, **{"sigma_max": sigma_max, "sigma_min": sigma_min, **options})
 
     def _visit(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, final: Level
@@ -361,8 +401,9 @@ class SchedulerMixin(ConfigMixin):
             final = Level.of_sigma(float(sigmas[-1]))
             sigmas = [float(sigma) for sigma in sigmas[:-1]]
         else:
-            spaced, sigmas = self._space(steps)
-            visited = self._on_grid(spaced or [], steps)
+            ends = noise.sigmas
+            sigmas = self._spaced_sigmas(steps, float(ends[-1]), float(ends[0]))
+            visited = self._on_grid(self._spaced_timesteps(steps), steps) if sigmas is None else []
         if sigmas is None:
             levels = [noise.level(t) for t in visited]
         else:
@@ -373,12 +414,12 @@ class SchedulerMixin(ConfigMixin):
         """Spaced timesteps as whole numbers, if the model knows them all."""
         train_steps = self.config.num_train_timesteps
         visited: list[float] = [round(t) for t in spaced]
-        if visited and steps > train_steps:
+        if steps > train_steps:
             raise ValueError(
                 f"num_inference_steps={steps} is more than the {train_steps} timesteps (num_train_timesteps) that "
                 f"{type(self).__name__} has"
             )
-        if visited and visited[0] >= train_steps:
+        if visited[0] >= train_steps:
             raise ValueError(
                 f"{steps} steps with steps_offset={self._own.get('steps_offset', 0)} begin at timestep "
                 f"{visited[0]}, but the model knows 0..{train_steps - 1}; use fewer steps or "

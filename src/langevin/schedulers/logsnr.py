@@ -25,6 +25,11 @@ def log_snr(level: Level) -> float:
     return math.log(level.alpha / level.sigma) if level.sigma else math.inf
 
 
+_CUT = ("karras", "exponential", "beta", "lu")
+"""Sigma spacings whose timesteps are cut to whole numbers, where they are not rounded: the reference's habit. The
+others' stay fractional."""
+
+
 class LogSNRRun(Run):
     """A run that keeps its latest x0 (or ε) predictions, the newest first."""
 
@@ -72,14 +77,12 @@ class LogSNRScheduler(CountedSteps):
     """
 
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction", "flow_prediction")
-    #: sigma spacings whose timesteps are rounded before the network is told; the others are cut
+    #: sigma spacings whose timesteps are rounded before the network is told
     _rounds: ClassVar[tuple[str, ...]] = ("karras", "lu")
 
     def _build_noise_schedule(self) -> NoiseSchedule:
         c = self.config
-        on = [key for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas") if self._own.get(key)]
-        if len(on) > 1:
-            raise ValueError(f"{' and '.join(on)} are both true in the config: at most one of them can be")
+        self._check_one_sigma_spacing()
         return NoiseSchedule.from_config(
             c.num_train_timesteps,
             c.beta_start,
@@ -123,36 +126,17 @@ class LogSNRScheduler(CountedSteps):
     def _level(self, sigma: float) -> Level:
         return Level(1.0 - sigma, sigma) if self.config.get("use_flow_sigmas") else Level.of_sigma(sigma)
 
-    def _sigma_spacing(self) -> tuple[str | None, dict[str, Any]]:
-        if self._spacing is not None:
-            name, options = self._spacing
-            return (name, options) if name in spacings.SIGMA_SPACINGS else (None, {})
-        # Also where another class left them in the config: so the reference implementation does it.
-        ends = {key: self.config.get(key) for key in ("sigma_min", "sigma_max")}
-        options = {key: float(value) for key, value in ends.items() if value is not None}
-        for key, name in _SPACING_KEYS.items():
-            if self._own.get(key):
-                return name, options
-        return None, {}
-
     def _grid(self, steps: int) -> list[int]:
         """Whole timesteps by the spacing in force; "leading" and "linspace" lay n + 1 and leave out the last."""
-        name = self.config.timestep_spacing
-        if self._spacing is not None and self._spacing[0] in spacings.TIMESTEP_SPACINGS:
-            name = self._spacing[0]
-        train_steps, offset = self.config.num_train_timesteps, self._own.get("steps_offset", 0)
+        name, options = self._timestep_spacing()
+        train_steps = self.config.num_train_timesteps
         last = train_steps - self._clipped()
-        if name == "linspace":
-            return [round(t) for t in spacings.linspace(last, steps + 1)[:-1]]
-        if name == "leading":
-            return [round(t) for t in spacings.leading(last, steps + 1, offset)[:-1]]
+        if name in ("linspace", "leading"):
+            return [round(t) for t in spacings.TIMESTEP_SPACINGS[name](last, steps + 1, **options)[:-1]]
         if name == "trailing":
             stride = train_steps / steps
             return [round(last - k * stride) - 1 for k in range(math.ceil(last / stride - 1e-9))]
-        raise ValueError(
-            f"timestep_spacing={name!r} in the config of {type(self).__name__}: must be one of "
-            f"{', '.join(map(repr, spacings.TIMESTEP_SPACINGS))}"
-        )
+        return [round(t) for t in spacings.TIMESTEP_SPACINGS[name](last, steps, **options)]
 
     def _clipped(self) -> int:
         """How many of the noisiest timesteps lie below ``lambda_min_clipped`` and are never visited."""
@@ -163,7 +147,7 @@ class LogSNRScheduler(CountedSteps):
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, shift: float | None
     ) -> tuple[list[float], list[float], str | None]:
         """(timesteps, sigmas without the last, the sigma spacing's name) of a run."""
-        noise, (name, options) = self.noise_schedule, self._sigma_spacing()
+        noise, name = self.noise_schedule, self._sigma_spacing()[0]
         if sigmas is not None:
             chosen = [float(sigma) for sigma in sigmas[:-1]]
             return [noise.timestep_of(sigma) for sigma in chosen], chosen, None
@@ -175,11 +159,10 @@ class LogSNRScheduler(CountedSteps):
                 )
             visited = [int(t) for t in timesteps]
             return [*visited], noise.sigma_at(visited), None
-        if name in spacings.SIGMA_SPACINGS:
-            ends = {"sigma_max": float(noise.sigmas[-1]), "sigma_min": float(noise.sigmas[0])}
-            spaced = spacings.SIGMA_SPACINGS[name](steps=steps, **{**ends, **options})
-            told = [noise.timestep_of(sigma) for sigma in spaced]
-            return [round(t) if name in self._rounds else int(t) for t in told], spaced, name
+        spaced = self._spaced_sigmas(steps, float(noise.sigmas[-1]), float(noise.sigmas[0]))
+        if spaced is not None:
+            whole = round if name in self._rounds else int if name in _CUT else float
+            return [whole(noise.timestep_of(sigma)) for sigma in spaced], spaced, name
         if name == "flow":
             spaced = self._flow_sigmas(steps, self.config.flow_shift if shift is None else shift)
             return [int(sigma * self.config.num_train_timesteps) for sigma in spaced], spaced, name
@@ -197,12 +180,3 @@ class LogSNRScheduler(CountedSteps):
         if kind not in ("zero", "sigma_min"):
             raise ValueError(f"final_sigmas_type={kind!r} in the config: must be one of 'zero', 'sigma_min'")
         return 0.0 if kind == "zero" else float(self.noise_schedule.sigmas[0])
-
-
-_SPACING_KEYS = {
-    "use_karras_sigmas": "karras",
-    "use_lu_lambdas": "lu",
-    "use_exponential_sigmas": "exponential",
-    "use_beta_sigmas": "beta",
-    "use_flow_sigmas": "flow",
-}

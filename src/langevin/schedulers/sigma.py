@@ -72,7 +72,7 @@ class SigmaScheduler(CountedSteps):
 
     def _build_noise_schedule(self, rescale_betas_zero_snr: bool = False) -> NoiseSchedule:
         c = self.config
-        self._check_one_spacing()
+        self._check_one_sigma_spacing()
         return NoiseSchedule.from_config(
             c.num_train_timesteps,
             c.beta_start,
@@ -83,34 +83,6 @@ class SigmaScheduler(CountedSteps):
             SMALLEST_ALPHA_BAR,
         )
 
-    def _check_one_spacing(self) -> None:
-        on = [key for key in _SPACING_KEYS if self._own.get(key)]
-        if len(on) > 1:
-            raise ValueError(f"{' and '.join(on)} are both true in the config: at most one of them can be")
-
-    def _spacing_of_sigmas(self) -> tuple[str | None, dict[str, Any]]:
-        """The sigma spacing in force and its options; None if σ just follows the timesteps."""
-        if self._spacing is not None:
-            name, options = self._spacing
-            return (name, options) if name in spacings.SIGMA_SPACINGS else (None, {})
-        # Also where another class left them in the config: so the reference implementation does it.
-        ends = {key: self.config.get(key) for key in ("sigma_min", "sigma_max")}
-        options = {key: float(value) for key, value in ends.items() if value is not None}
-        return next((name for key, name in _SPACING_KEYS.items() if self._own.get(key)), None), options
-
-    def _spaced_timesteps(self, steps: int) -> list[float]:
-        if self._spacing is not None and self._spacing[0] in spacings.SIGMA_SPACINGS:
-            name, options = self.config.timestep_spacing, {}
-        else:
-            name, options = self._spacing or (self.config.timestep_spacing, {})
-        if name not in spacings.TIMESTEP_SPACINGS:
-            raise ValueError(
-                f"timestep_spacing={name!r} in the config of {type(self).__name__}: must be one of "
-                f"{', '.join(map(repr, spacings.TIMESTEP_SPACINGS))}"
-            )
-        options = {"offset": self._own.get("steps_offset", 0), **options}
-        return spacings.TIMESTEP_SPACINGS[name](self.config.num_train_timesteps, steps, **options)
-
     def _visit_sigmas(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None
     ) -> tuple[list[float], list[float]]:
@@ -119,7 +91,7 @@ class SigmaScheduler(CountedSteps):
         if sigmas is not None:
             sigmas = [float(sigma) for sigma in sigmas[:-1]]
             return [noise.timestep_of(sigma) for sigma in sigmas], sigmas
-        name, options = self._spacing_of_sigmas()
+        name = self._sigma_spacing()[0]
         if timesteps is not None and name is not None:
             raise ValueError(
                 f"timesteps cannot be given to a {type(self).__name__} with {name} spacing, which chooses its own; "
@@ -127,11 +99,10 @@ class SigmaScheduler(CountedSteps):
             )
         visited = np.array(self._spaced_timesteps(steps) if timesteps is None else timesteps, np.float32).tolist()
         sigmas = self._sigmas_between(visited)
-        if name is not None:
-            options = {"sigma_max": sigmas[0], "sigma_min": sigmas[-1], **options}
-            sigmas = spacings.SIGMA_SPACINGS[name](steps=steps, **options)
-            visited = [noise.timestep_of(sigma) for sigma in sigmas]
-        return visited, sigmas
+        spaced = self._spaced_sigmas(steps, sigmas[0], sigmas[-1])
+        if spaced is None:
+            return visited, sigmas
+        return [noise.timestep_of(sigma) for sigma in spaced], spaced
 
     def _sigmas_between(self, timesteps: list[float]) -> list[float]:
         return self.noise_schedule.sigma_at(timesteps)
@@ -145,10 +116,7 @@ class SigmaScheduler(CountedSteps):
 
     def _init_noise_sigma(self, sigmas: list[float]) -> float:
         """σ_max where a run begins at the last timestep; sqrt(σ_max² + 1) where x_T still holds some of the image."""
-        name = self.config.timestep_spacing
-        if self._spacing is not None and self._spacing[0] in spacings.TIMESTEP_SPACINGS:
-            name = self._spacing[0]
-        return max(sigmas) if name in ("linspace", "trailing") else math.hypot(max(sigmas), 1.0)
+        return max(sigmas) if self._timestep_spacing()[0] in spacings.FROM_ALL_NOISE else math.hypot(max(sigmas), 1.0)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
         """sample / sqrt(σ² + 1) at this timestep; call it before every network call."""
@@ -177,6 +145,3 @@ class SigmaScheduler(CountedSteps):
             places = [self.run.index_of(t) for t in places]
         alpha, sigma = per_image([self.noise_schedule.level(t) for t in places], sample)
         return (alpha * noise - sigma * sample).to(sample.dtype)
-
-
-_SPACING_KEYS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
