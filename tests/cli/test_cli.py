@@ -249,7 +249,7 @@ def test_flagged_pictures_are_spoken_of(monkeypatch):
     ("arguments", "code", "words"),
     [
         (["generate"], 2, "needs a prompt"),
-        (["generate", "x", "--scheduler", "heun3"], 2, "there is no scheduler 'heun3'; there are: ddim, ddpm, "),
+        (["generate", "x", "--scheduler", "heun3"], 2, "there is no scheduler 'heun3'; there are: ddim, ddimparallel, "),
         (["generate", "x", "--size", "big"], 2, "WIDTHxHEIGHT"),
         (["generate", "x", "--size", "0x8"], 2, "WIDTHxHEIGHT"),
         (["generate", "x", "--dtype", "int8"], 2, "float32, float16, bfloat16"),

@@ -101,3 +101,45 @@ def test_picture_k_of_a_call_comes_again_alone_from_the_box():
 def test_pictures_without_a_prompt_from_the_box():
     run("generate", "--model", "langevin/shapes-unconditional", "--steps", 5, "--seed", 1, "--count", 2)
     assert "identical" in run("again", "picture-2.png").stdout
+
+
+def test_schedulers_are_listed_with_a_line_each():
+    rows = json.loads(run("schedulers", "--json").output)
+    assert {row["class"] for row in rows} == {name for name in langevin.__all__ if name.endswith("Scheduler")}
+    assert all(row["what"].endswith(".") and "`" not in row["what"] for row in rows), rows
+    assert all(len(row["what"]) < 130 for row in rows), rows
+    text = run("schedulers").output
+    assert all(row["name"] in text for row in rows)
+    assert "sgm_uniform" in text
+
+
+def test_schedulers_are_compared_on_a_tiny_checkpoint(tiny_sd_folder):
+    words = "--steps 2,4 --schedulers ddim,pndm,euler --count 2 --device cpu --out sheet.png --spacing karras"
+    output = run("compare-schedulers", "a cat", "--model", tiny_sd_folder, *words.split()).output
+    assert "DDIM  2 steps" in output
+    assert "as asked" not in output  # nobody can read this model's pictures
+    sheet = Image.open("sheet.png")
+    assert sheet.width > 2 * 128
+    assert len(np.unique(pixels("sheet.png").reshape(-1, 3), axis=0)) > 100
+    for wrong in ("--steps 0,5", "--steps five", "--schedulers hope", "--spacing dense"):
+        message = run("compare-schedulers", "a cat", "--model", tiny_sd_folder, *wrong.split(), code=2).stderr
+        assert wrong.split()[1].split(",")[0] in message
+
+
+@in_the_box
+def test_the_reader_judges_compared_schedulers():
+    output = run(
+        "compare-schedulers", "a red circle", *["--steps", "8", "--schedulers", "unipc", "--count", "3", "-o", "s.png"]
+    ).output
+    assert " of 3 as asked" in output
+
+
+def test_a_spacing_is_used_and_made_again(tiny_sd_folder):
+    words = ["generate", "a cat", "--model", tiny_sd_folder, *["--steps", "3", "--seed", "1", "--device", "cpu"]]
+    run(*words, "--out", "plain.png")
+    run(*words, "--spacing", "karras", "--out", "karras.png")
+    assert not np.array_equal(pixels("plain.png"), pixels("karras.png"))
+    assert read_settings(Path("karras.png"))["scheduler_config"]["_spacing"] == {"name": "karras"}
+    run("again", "karras.png")
+    assert np.array_equal(pixels("karras.png"), pixels("karras-again.png"))
+    run(*words, "--spacing", "dense", code=2)

@@ -52,6 +52,7 @@ def generate(
     steps: Annotated[int | None, typer.Option(min=1, help="more are slower and finer [default: the model's]")] = None,
     guidance: Annotated[float | None, typer.Option(help="how strictly to follow the prompt; 1 is off")] = None,
     scheduler: Annotated[str | None, typer.Option(help="class name, or short: euler, ddim, pndm, ddpm, …")] = None,
+    spacing: Annotated[str | None, typer.Option(help="which noise levels to visit: karras, sgm_uniform, …")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, or one number for a square")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="pictures; each has a seed one higher")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, help="same seed, same picture [default: drawn by lot]")] = None,
@@ -77,7 +78,55 @@ def generate(
         steps=steps,
         guidance=guidance,
         scheduler=scheduler,
+        spacing=spacing,
         size=size,
+        count=count,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        force=force,
+    )
+
+
+@app.command()
+def schedulers(json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> None:
+    """List the schedulers, with a line on each, and the spacings."""
+    from .compare import show
+
+    show(as_json=json)
+
+
+@app.command()
+def compare_schedulers(
+    prompt: Annotated[str | None, typer.Argument(help="what to paint; left out for models that take none")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="the sheet's file, or a folder")] = Path("schedulers.png"),
+    model: Annotated[str, typer.Option("--model", "-m", help="name in the box, folder, or hub id")] = DEFAULT_MODEL,
+    steps: Annotated[str, typer.Option(help="numbers of steps, one column each")] = "5,10,20",
+    schedulers: Annotated[str | None, typer.Option(help="names, with commas between [default: all]")] = None,
+    spacing: Annotated[str | None, typer.Option(help="for all of them, instead of the model's own")] = None,
+    guidance: Annotated[float | None, typer.Option(help="how strictly to follow the prompt; 1 is off")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="pictures for each cell; the first is shown")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="of each cell's first picture")] = 0,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")] = None,
+    force: Force = False,
+) -> None:
+    """Paint a prompt with every scheduler at several numbers of steps, on one sheet.
+
+    With a model in the box, each cell says how many of its pictures show what the prompt asks for.
+
+    Example: langevin compare-schedulers "a red circle" --steps 5,10,20 --schedulers ddim,euler,unipc
+    """
+    from .compare import compare
+
+    compare(
+        prompt=prompt,
+        out=out,
+        model=model,
+        steps=steps,
+        names=schedulers,
+        spacing=spacing,
+        guidance=guidance,
         count=count,
         seed=seed,
         device=device,

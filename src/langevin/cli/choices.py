@@ -63,6 +63,16 @@ def schedulers() -> dict[str, str]:
     return dict(sorted((re.sub(r"(Discrete|Multistep)?Scheduler$", "", name).lower(), name) for name in classes))
 
 
+def interchangeable() -> list[str]:
+    """The classes that take each other's place, from noise to picture, on the usual models."""
+    import langevin
+
+    special = ("InverseScheduler", "ParallelScheduler")
+    return [
+        name for name in schedulers().values() if getattr(langevin, name)._compatibles and not name.endswith(special)
+    ]
+
+
 def parse_scheduler(name: str) -> tuple[str, dict[str, Any]]:
     """The class name for a class name, a short name or A1111's sampler, with the config entries that it needs."""
     from langevin.media.settings import SAMPLERS, scheduler_of
@@ -111,8 +121,14 @@ def load_pipeline(model: str, dtype: Any, device: str, kind: str | None = None) 
     return pipe
 
 
-def set_scheduler(pipe: Any, cls_name: str, config: dict[str, Any], overrides: dict[str, Any]) -> None:
-    """Give the pipeline the scheduler of that name, built from ``config``."""
+def set_scheduler(
+    pipe: Any, cls_name: str, config: dict[str, Any], overrides: dict[str, Any], spacing: str | None = None
+) -> None:
+    """Give the pipeline the scheduler of that name, built from ``config``, with that spacing."""
     import langevin
 
-    pipe.scheduler = getattr(langevin, cls_name).from_config(config, **overrides)
+    scheduler = getattr(langevin, cls_name).from_config(config, **overrides)
+    try:
+        pipe.scheduler = scheduler if spacing is None else scheduler.with_spacing(spacing)
+    except ValueError as error:
+        raise BadUsage(f"--spacing: {error}") from None

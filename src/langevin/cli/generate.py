@@ -24,6 +24,7 @@ def generate(
     steps: int | None,
     guidance: float | None,
     scheduler: str | None,
+    spacing: str | None,
     size: str | None,
     count: int,
     seed: int | None,
@@ -45,8 +46,9 @@ def generate(
         raise BadUsage(f"--seed {seed} is too large; seeds go up to 2**64 - 1")
 
     pipe = load_pipeline(model, number_format, place)
-    if chosen:
-        set_scheduler(pipe, chosen[0], pipe.scheduler.config, chosen[1])
+    if chosen or spacing:
+        name, overrides = chosen or (type(pipe.scheduler).__name__, {})
+        set_scheduler(pipe, name, pipe.scheduler.config, overrides, spacing)
     arguments = {
         "prompt": prompt,
         "negative_prompt": negative,
