@@ -24,7 +24,7 @@ class NetworkDenoiser:
     def __init__(self, network: nn.Module, **fixed: Any) -> None:
         self.network = network
         self.fixed = fixed
-        self._batched: tuple[list[Conditions], dict[str, Any]] = ([], {})
+        self._batched: tuple[list[Conditions], list[int], dict[str, Any]] = ([], [], {})
 
     def __call__(
         self, x: Tensor, t: float | Tensor, branches: Mapping[str, Conditions], attention: Callable | None = None
@@ -46,10 +46,11 @@ class NetworkDenoiser:
 
     def _batch(self, branches: list[Conditions]) -> dict[str, Any]:
         """Stack the branches' tensors; the last stack is kept, since most steps ask for the same one."""
-        known, stacked = self._batched
-        if len(known) != len(branches) or any(a is not b for a, b in zip(known, branches, strict=True)):
+        _, known, stacked = self._batched
+        numbers = list(map(id, branches))
+        if numbers != known:
             stacked = stack_conditions(branches)
-            self._batched = (branches, stacked)
+            self._batched = (branches, numbers, stacked)  # the branches too, so that their ids stay theirs
         return stacked
 
 

@@ -39,9 +39,9 @@ def denoise(
     Returns:
         x at the level where the run was left.
     """
-    total = len(run)
-    for i in range(start, total if stop is None else stop):
-        step = Step(i, total, run.timesteps[i], run, branches, denoiser, noise)
+    i = start
+    while i < (len(run) if stop is None else stop):  # an adaptive run grows on the way
+        step = Step(i, len(run), run.timesteps[i], run, branches, denoiser, noise)
         names, attention = ["positive"], None
         for guider in guiders:
             x = guider.before(x, step)
@@ -60,4 +60,5 @@ def denoise(
             if moved is None:
                 return x
             x = moved
+        i += 1
     return x

@@ -249,7 +249,7 @@ def test_flagged_pictures_are_spoken_of(monkeypatch):
     ("arguments", "code", "words"),
     [
         (["generate"], 2, "needs a prompt"),
-        (["generate", "x", "--scheduler", "heun3"], 2, "there is no scheduler 'heun3'; there are: ddim, ddimparallel, "),
+        (["generate", "x", "--scheduler", "heun3"], 2, "there is no scheduler 'heun3'; there are heun, "),
         (["generate", "x", "--size", "big"], 2, "WIDTHxHEIGHT"),
         (["generate", "x", "--size", "0x8"], 2, "WIDTHxHEIGHT"),
         (["generate", "x", "--dtype", "int8"], 2, "float32, float16, bfloat16"),
@@ -497,7 +497,7 @@ def test_schedulers_by_any_name(monkeypatch):
     assert parse_scheduler("Euler a")[0] == parse_scheduler("euler-ancestral")[0] == names[1]
     assert parse_scheduler("plms") == ("PNDMScheduler", {})
     assert parse_scheduler("dpm++ 2m karras") == ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True})
-    with pytest.raises(BadUsage, match="there are: dpmsolver, euler, eulerancestral, pndm"):
+    with pytest.raises(BadUsage, match="there is no scheduler 'ddim'; there are pndm"):
         parse_scheduler("ddim")
 
 

@@ -98,7 +98,7 @@ def test_text_of_a1111_is_understood():
         ("Negative prompt: x\nSteps: 20, Sampler: DDIM, Seed: 1", {"prompt": "", "negative_prompt": "x"}),
         ("just a prompt, nothing: else", {"prompt": "just a prompt, nothing: else"}),
         ("x\nSteps: 1, Sampler: LMS Karras, Seed: 3", {"scheduler_config": {"use_karras_sigmas": True}}),
-        ("x\nSteps: 1, Sampler: DPM fast, Seed: 3", {"scheduler": "DPM fast"}),
+        ("x\nSteps: 1, Sampler: DPM slow, Seed: 3", {"scheduler": "DPM slow"}),
         (
             'x\nSteps: 1, Seed: 3, Hashes: {"vae": "a, b", "m": "1"}, B b: 2',
             {"Hashes": {"vae": "a, b", "m": "1"}},

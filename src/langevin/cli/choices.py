@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import re
 import sys
@@ -89,7 +90,8 @@ def parse_scheduler(name: str) -> tuple[str, dict[str, Any]]:
             if cls in known.values():
                 by_name.setdefault(bare(sampler + schedule), (cls, config))
     if bare(name) not in by_name:
-        raise BadUsage(f"there is no scheduler {name!r}; there are: {', '.join(known)}")
+        near = difflib.get_close_matches(bare(name), known, 3, 0.5) or ["ddim", "euler", "dpmsolver"]
+        raise BadUsage(f"there is no scheduler {name!r}; there are {', '.join(near)}, … (langevin schedulers lists all)")
     return by_name[bare(name)]
 
 
@@ -127,6 +129,9 @@ def set_scheduler(
     """Give the pipeline the scheduler of that name, built from ``config``, with that spacing."""
     import langevin
 
+    asked = overrides.get("_spacing")
+    spacing = spacing or (asked["name"] if asked else None)
+    overrides = {key: value for key, value in overrides.items() if key != "_spacing"}
     scheduler = getattr(langevin, cls_name).from_config(config, **overrides)
     try:
         pipe.scheduler = scheduler if spacing is None else scheduler.with_spacing(spacing)

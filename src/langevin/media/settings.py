@@ -36,10 +36,14 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Heun": ("HeunDiscreteScheduler", {}),
     "DPM2": ("KDPM2DiscreteScheduler", {}),
     "DPM2 a": ("KDPM2AncestralDiscreteScheduler", {}),
-    "DPM++ 3M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}),
+    "DPM++ 3M SDE": ("DPMSolver3MSDEScheduler", {}),
     "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "DPM++ 2M": ("DPMSolverMultistepScheduler", {}),
     "DPM++ SDE": ("DPMSolverSDEScheduler", {}),
+    "DPM++ 2S a": ("DPMSolver2SAncestralScheduler", {}),
+    "DPM fast": ("DPMFastScheduler", {}),
+    "DPM adaptive": ("DPMAdaptiveScheduler", {}),
+    "Restart": ("RestartScheduler", {}),
     "DDIM": ("DDIMScheduler", {}),
     "PLMS": ("PNDMScheduler", {}),
     "UniPC": ("UniPCMultistepScheduler", {}),
@@ -47,7 +51,6 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # The nearest relative, for pictures that other programs made; never written.
 _NEAREST = {
-    "DPM++ 2S a": "DPMSolverSinglestepScheduler",
     "DDPM": "DDPMScheduler",
     "DEIS": "DEISMultistepScheduler",
 }
@@ -57,6 +60,12 @@ SCHEDULE_TYPES: dict[str, tuple[str, Any]] = {
     "Exponential": ("use_exponential_sigmas", True),
     "Beta": ("use_beta_sigmas", True),
     "SGM Uniform": ("timestep_spacing", "trailing"),
+    "Polyexponential": ("_spacing", {"name": "polyexponential"}),
+    "KL Optimal": ("_spacing", {"name": "kl_optimal"}),
+    "Align Your Steps": ("_spacing", {"name": "align_your_steps"}),
+    "Simple": ("_spacing", {"name": "simple"}),
+    "DDIM": ("_spacing", {"name": "ddim_uniform"}),
+    "Uniform": ("_spacing", {"name": "linspace"}),
 }
 
 _VERSION = re.compile(r"langevin\b ?(.*)")
@@ -82,6 +91,8 @@ def sampler_of(scheduler: str, config: dict[str, Any] | None = None) -> tuple[st
     config = config if isinstance(config, dict) else {}
     schedule = next((name for name, (key, value) in SCHEDULE_TYPES.items() if config.get(key) == value), None)
     for name, (cls, wanted) in SAMPLERS.items():  # the more particular ones stand first
+        if " 2M" in name and config.get("solver_order", 2) != 2:
+            continue
         if cls == scheduler and all(config.get(key) == value for key, value in wanted.items()):
             return name, schedule
     return scheduler, schedule

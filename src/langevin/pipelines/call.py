@@ -115,12 +115,13 @@ class Call:
             def on_step(step: Step, x: Tensor) -> Tensor | None:
                 x = self._on_step_end(step, x)
                 done = step.index - start + 1
-                if step.index == total - 1 or (done > warm_up and done % order == 0):
+                last = step.index == len(self.run) - 1  # an adaptive run grows on the way
+                if last or (done > warm_up and done % order == 0):
                     bar.update()
                     i = (step.index - start) // order
                     if self.callbacks.callback is not None and (step.index - start) % self.callbacks.every == 0:
                         self.callbacks.callback(i, step.timestep, x)
-                return None if self.interrupt and step.index < total - 1 else x
+                return None if self.interrupt and not last else x
 
             return denoise(
                 x, self.run, denoiser, self.branches, self.guiders, noise=self.noise, start=start, on_step=on_step

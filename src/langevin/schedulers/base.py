@@ -63,26 +63,31 @@ class StepOutput:
 # -- tensor arithmetic -----------------------------------------------------------------------------------------------
 
 
+_WIDE = (torch.float32, torch.float64)
+
+
 def upcast(x: torch.Tensor) -> torch.Tensor:
     """fp16 and bf16 to fp32; fp32 and fp64 as they are."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return x if x.dtype in _WIDE else x.float()
 
 
 def combine(*terms: tuple[float, torch.Tensor]) -> torch.Tensor:
     """Σ a·x over pairs (a, x), in at least fp32, in as few passes as there are terms; zero terms cost nothing."""
-    total = None
+    total, scale, fresh = None, 1.0, False
     for a, x in terms:
         if a == 0.0:
             continue
+        if x.dtype not in _WIDE:
+            x = x.float()
         if total is None:
-            total, scale, fresh = upcast(x), a, False
+            total, scale = x, a
             continue
         if scale != 1.0:
             total, scale, fresh = total * scale, 1.0, True
-        if fresh and x.dtype == total.dtype and x.shape == total.shape:
+        if fresh and x.dtype is total.dtype and x.shape == total.shape:
             total.add_(x, alpha=a)
         else:
-            total, fresh = torch.add(total, upcast(x), alpha=a), True
+            total, fresh = torch.add(total, x, alpha=a), True
     if total is None:
         return torch.zeros_like(upcast(terms[0][1]))
     return total if scale == 1.0 else total * scale
@@ -166,6 +171,13 @@ class Run:
         """
         raise NotImplementedError
 
+    def noise_kept(self, i: int) -> float | None:
+        """How much of ε call ``i``'s step puts into x, where x ← x0's part + this·ε, both by the same prediction.
+
+        None where a step is not of that form: several calls a step, or a history of ε.
+        """
+        return None
+
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, i: int) -> torch.Tensor:
         """x0 noised to the level at which call ``i`` starts; after the last call (``i == len(run)``), x0 itself."""
         if i == len(self):
@@ -193,13 +205,17 @@ class Run:
                 "timestep_spacing='leading', which does not visit that timestep"
             )
 
+    def to_x0(self, level: Level) -> tuple[float, float]:
+        """(p, q) with x0 = p·x + q·output at this level."""
+        return predictions.to_x0(self.prediction_type, level)
+
     def _later(self, prediction: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor | Callable[[], torch.Tensor]:
         """x0 as call ``i`` predicts it, computed when it is asked for."""
         return lambda: self._original(prediction, i, x).to(x.dtype)
 
     def _original(self, prediction: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
         """x0 as call ``i`` predicts it, bounded if the config says so."""
-        p, q = predictions.to_x0(self.prediction_type, self.levels[i])
+        p, q = self.to_x0(self.levels[i])
         x0 = combine((p, x), (q, prediction))
         return x0 if self.limit is None else self.limit(x0)
 
@@ -240,6 +256,16 @@ _COMPATIBLES = [
     "UniPCMultistepScheduler",
     "DPMSolverSDEScheduler",
     "EDMEulerScheduler",
+    # langevin's own
+    "DPMAdaptiveScheduler",
+    "DPMFastScheduler",
+    "DPMSolver2SAncestralScheduler",
+    "DPMSolver3MSDEScheduler",
+    "ERSDEScheduler",
+    "GradientEstimationScheduler",
+    "HeunPP2Scheduler",
+    "RESMultistepScheduler",
+    "RestartScheduler",
 ]
 
 
@@ -356,7 +382,7 @@ class SchedulerMixin(ConfigMixin):
         options = {"offset": self._own.get("steps_offset", 0)}
         if self._spacing is not None and self._spacing[0] in spacings.TIMESTEP_SPACINGS:
             return self._spacing[0], {**options, **self._spacing[1]}
-        name = self.config.timestep_spacing
+        name = self._own.get("timestep_spacing", "linspace")  # some classes know only that
         if name not in spacings.CONFIG_SPACINGS:
             raise ValueError(
                 f"timestep_spacing={name!r} in the config of {type(self).__name__}: must be one of "
@@ -378,6 +404,17 @@ class SchedulerMixin(ConfigMixin):
         on = [key for key in _SIGMA_SPACING_KEYS if self._own.get(key) and key != "use_flow_sigmas"]
         if len(on) > 1:
             raise ValueError(f"{' and '.join(on)} are both true in the config: at most one of them can be")
+
+    def _refuse_unless(self, key: str, allowed: Sequence[Any], understood: dict[str, str] | None = None) -> None:
+        """Check a config key; values that other classes have for it are replaced by ``understood``."""
+        value = self.config[key]
+        if value in (understood or {}):
+            self.register_to_config(**{key: (understood or {})[value]})
+        elif value not in allowed:
+            raise NotImplementedError(
+                f"{key}={value!r} in the config of {type(self).__name__}: must be one of "
+                f"{', '.join(map(repr, allowed))}"
+            )
 
     def _spaced_timesteps(self, steps: int) -> list[float]:
         name, options = self._timestep_spacing()
@@ -643,4 +680,9 @@ class CountedSteps(SchedulerMixin):
             indices = [run.index_of(t) for t in places]
         else:  # a run is under way: its place counts
             indices = [self._begin_index if self._step_index is None else self._step_index] * len(places)
-        return per_image([[*run.levels, run.targets[-1]][i] for i in indices], like)
+        levels = self._levels_of_calls()
+        return per_image([levels[i] for i in indices], like)
+
+    def _levels_of_calls(self) -> list[Level]:
+        """The levels that ``add_noise`` takes at each call, and after the last."""
+        return [*self.run.levels, self.run.targets[-1]]

@@ -26,10 +26,12 @@ class DDIMRun(Run):
             raise ValueError(f"eta={eta} is outside 0 (deterministic) to 1 (as much noise as DDPM)")
         self.eta = eta
         self.coefficients = []
+        self.directions = []
         for level, target in zip(self.levels, self.targets, strict=True):
             beta = 1.0 - alpha_of_step(level, target)
             sigma = eta * target.sigma / level.sigma * sqrt(max(beta, 0.0)) if level.sigma else 0.0  # equation 16
             direction = sqrt(max(target.sigma**2 - sigma**2, 0.0))
+            self.directions.append(None if use_clipped_model_output and self.limit is not None else direction)
 
             p, q = predictions.to_x0(self.prediction_type, level)
             r, w = predictions.to_epsilon(self.prediction_type, level)
@@ -41,6 +43,9 @@ class DDIMRun(Run):
             else:
                 weights = (direction * r, direction * w, target.alpha)
             self.coefficients.append((*weights, sigma))
+
+    def noise_kept(self, i: int) -> float | None:
+        return self.directions[i]
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         of_x, of_prediction, of_x0, sigma = self.coefficients[i]

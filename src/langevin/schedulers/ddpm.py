@@ -23,17 +23,18 @@ _LEAST_VARIANCE = 1e-20
 class DDPMRun(Run):
     """x_{t-1} ~ N(μ(x_t, x0), σ_t²), with the posterior mean and variance of equation 7.
 
-    Over a step that skips timesteps, β_t = 1 - ᾱ_t/ᾱ_prev.
+    Over a step that skips timesteps, β_t = 1 - ᾱ_t/ᾱ_prev; ``alphas`` says otherwise what α = 1 - β each step has.
     """
 
-    def __init__(self, *args, variance_type: str, **options):
+    def __init__(self, *args, variance_type: str, alphas: Sequence[float] | None = None, **options):
         self.variance_type = variance_type
+        self.alphas = alphas
         super().__init__(*args, **options)
 
     def configure(self) -> None:
         self.coefficients = []
-        for level, target in zip(self.levels, self.targets, strict=True):
-            alpha = alpha_of_step(level, target)
+        for i, (level, target) in enumerate(zip(self.levels, self.targets, strict=True)):
+            alpha = alpha_of_step(level, target) if self.alphas is None else self.alphas[i]
             beta = 1.0 - alpha
             mean_x0 = target.alpha * beta / level.sigma**2
             mean_x = sqrt(alpha) * target.sigma**2 / level.sigma**2

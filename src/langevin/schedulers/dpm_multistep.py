@@ -43,8 +43,9 @@ def differences(lambdas: Sequence[float], h: float) -> list[list[float]]:
 
 
 def dpm_weights(
-    algorithm: str, solver_type: str, levels: Sequence[Level], target: Level, as_published: bool = False
-) -> tuple[float, list[float], float]:
+    algorithm: str, solver_type: str, levels: Sequence[Level], target: Level, as_published: bool = False,
+    bend: float = 1.0,
+) -> tuple[float, list[float], float]:  # fmt: skip
     """One step: (weight of x, weights of the predictions, standard deviation of the noise).
 
     Args:
@@ -53,6 +54,7 @@ def dpm_weights(
         levels: where the predictions were made, the newest first; x is at the first. Their number is the order.
         target: where the step goes.
         as_published: see :class:`DPMSolverMultistepScheduler`.
+        bend: what D2 is multiplied by: 2 is the expansion's, 1 is what the multistep solver takes.
     """
     here = levels[0]
     lambdas = [log_snr(level) for level in levels]
@@ -81,7 +83,7 @@ def dpm_weights(
 
     if order == 2 and solver_type == "midpoint":
         phi1 = phi0 / 2
-    parts = zip((phi0, phi1, phi2), differences(lambdas, h), strict=False)
+    parts = zip((phi0, phi1, bend * phi2), differences(lambdas, h), strict=False)
     scaled = [[phi * weight for weight in weights] for phi, weights in parts]
     return of_x, [sum(column) for column in zip(*scaled, strict=True)], noise
 
@@ -90,12 +92,12 @@ class DPMMultistepRun(LogSNRRun):
     """x ← A·x + Σ_k c_k·m_k + s·z, with as many predictions m as the order in force."""
 
     def __init__(self, *args, algorithm: str, solver_type: str, order: int, first_at_end: bool, second_before: bool,
-                 **options: Any):  # fmt: skip
-        self.algorithm, self.solver_type = algorithm, solver_type
+                 as_published: bool = False, **options: Any):  # fmt: skip
+        self.algorithm, self.solver_type, self.as_published = algorithm, solver_type, as_published
         self.order, self.first_at_end, self.second_before = order, first_at_end, second_before
         super().__init__(*args, keep=order, predicts_x0=algorithm.endswith("++"), **options)
 
-    def configure(self, as_published: bool = False) -> None:
+    def configure(self) -> None:
         self.coefficients = []  # of every call, by order
         for i, target in enumerate(self.targets):
             most = min(self.order, i + 1)
@@ -103,12 +105,14 @@ class DPMMultistepRun(LogSNRRun):
                 most = 1
             elif i == len(self) - 2 and self.second_before:
                 most = min(most, 2)
-            self.coefficients.append(
-                [
-                    dpm_weights(self.algorithm, self.solver_type, self.levels[i::-1][:n], target, as_published)
-                    for n in range(1, most + 1)
-                ]
-            )
+            self.coefficients.append([self.weights(self.levels[i::-1][:n], target) for n in range(1, most + 1)])
+
+    def weights(self, levels: Sequence[Level], target: Level) -> tuple[float, list[float], float]:
+        """One step: (weight of x, weights of the predictions at ``levels``, standard deviation of the noise)."""
+        return dpm_weights(self.algorithm, self.solver_type, levels, target, self.as_published)
+
+    def noise_kept(self, i: int) -> float | None:
+        return self.coefficients[i][0][0] * self.levels[i].sigma if self.predicts_x0 else None
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         m0 = self.convert(prediction, i, x)
@@ -183,16 +187,6 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
     @property
     def _rounds(self) -> tuple[str, ...]:  # type: ignore[override]
         return () if self.config.beta_schedule == "squaredcos_cap_v2" else ("karras", "lu")
-
-    def _plan(
-        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
-        mu: float | None = None, as_published: bool = False,
-    ) -> DPMMultistepRun:  # fmt: skip
-        if mu is not None and not (self.config.use_dynamic_shifting and self.config.time_shift_type == "exponential"):
-            raise ValueError("mu is given, but the config does not say use_dynamic_shifting=True")
-        visited, spaced, _ = self._visit_sigmas(steps, timesteps, sigmas, None if mu is None else exp(mu))
-        last = self._last_sigma() if sigmas is None else float(sigmas[-1])
-        return self._run_over(visited, [*spaced, last], as_published)
 
     def _run_over(self, visited: list[float], sigmas: list[float], as_published: bool = False) -> DPMMultistepRun:
         c = self.config

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from ..checkpoints.config import register_to_config
-from . import prediction as predictions
 from .base import DrawNoise, StepOutput, combine, draw
 from .noise import Level
 from .sigma import SigmaRun, SigmaScheduler
@@ -20,6 +19,8 @@ from .sigma import SigmaRun, SigmaScheduler
 
 class EulerRun(SigmaRun):
     """x ← x + (σ_next - σ)·dx/dσ with dx/dσ = (x - x0)/σ (equation 3), after raising σ to σ̂ by some fresh noise."""
+
+    _read_after_churn: ClassVar[tuple[str, ...]] = ("epsilon",)
 
     def configure(
         self, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
@@ -34,10 +35,12 @@ class EulerRun(SigmaRun):
             added = s_noise * math.sqrt(sigma_hat**2 - sigma**2)  # line 6
 
             # x0 = p·x̂ + q·output. The network saw x before the noise went in, which v's weights know and ε's do not.
-            at = Level(1.0, sigma_hat) if self.prediction_type == "epsilon" else level
-            p, q = predictions.to_x0(self.prediction_type, at)
+            p, q = self.to_x0(Level(1.0, sigma_hat) if self.prediction_type in self._read_after_churn else level)
             h = (target.sigma - sigma_hat) / sigma_hat if sigma_hat else 0.0
             self.coefficients.append((1.0 + h * (1.0 - p), -h * q, gamma > 0.0, added, p, q))  # lines 7 and 8
+
+    def noise_kept(self, i: int) -> float | None:
+        return None if self.coefficients[i][2] else self.targets[i].sigma
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         of_x, of_prediction, churned, added, p, q = self.coefficients[i]

@@ -18,10 +18,17 @@ from .base import DrawNoise, StepOutput, combine, draw
 from .sigma import SigmaRun, SigmaScheduler
 
 
-def ancestral_step(sigma: float, target: float) -> tuple[float, float]:
-    """(σ_down, σ_up) with σ_down² + σ_up² = target²: where to go without noise, and how much noise to add then."""
+def ancestral_step(sigma: float, target: float, eta: float = 1.0) -> tuple[float, float]:
+    """(σ_down, σ_up) with σ_down² + σ_up² = target²: where to go without noise, and how much noise to add then.
+
+    ``eta`` scales σ_up, as far as σ_down can make up for it: 0 is no noise.
+    """
     down = target**2 / sigma if sigma else 0.0
-    return down, math.sqrt(max(target**2 - down**2, 0.0))
+    up = math.sqrt(max(target**2 - down**2, 0.0))
+    if eta != 1.0:
+        up = min(eta * up, target)
+        down = math.sqrt(target**2 - up**2)
+    return down, up
 
 
 class EulerAncestralRun(SigmaRun):
@@ -34,6 +41,9 @@ class EulerAncestralRun(SigmaRun):
             p, q = predictions.to_x0(self.prediction_type, level)
             h = (down - level.sigma) / level.sigma if level.sigma else 0.0
             self.coefficients.append((1.0 + h * (1.0 - p), -h * q, up))
+
+    def noise_kept(self, i: int) -> float | None:
+        return ancestral_step(self.levels[i].sigma, self.targets[i].sigma)[0]
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         of_x, of_prediction, up = self.coefficients[i]

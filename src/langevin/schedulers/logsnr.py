@@ -79,6 +79,8 @@ class LogSNRScheduler(CountedSteps):
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction", "flow_prediction")
     #: sigma spacings whose timesteps are rounded before the network is told
     _rounds: ClassVar[tuple[str, ...]] = ("karras", "lu")
+    #: the class has no ``final_sigmas_type``: a run ends at the least σ that there is, or that its spacing visits
+    _ends_noisy: ClassVar[bool] = False
 
     def _build_noise_schedule(self) -> NoiseSchedule:
         c = self.config
@@ -92,17 +94,6 @@ class LogSNRScheduler(CountedSteps):
             self._own.get("rescale_betas_zero_snr", False),
             SMALLEST_ALPHA_BAR,
         )
-
-    def _refuse_unless(self, key: str, allowed: Sequence[str], understood: dict[str, str] | None = None) -> None:
-        """Check a config key; values that other classes have for it are replaced by ``understood``."""
-        value = self.config[key]
-        if value in (understood or {}):
-            self.register_to_config(**{key: (understood or {})[value]})
-        elif value not in allowed:
-            raise NotImplementedError(
-                f"{key}={value!r} in the config of {type(self).__name__}: must be one of "
-                f"{', '.join(map(repr, allowed))}"
-            )
 
     @property
     def init_noise_sigma(self) -> float:
@@ -121,10 +112,29 @@ class LogSNRScheduler(CountedSteps):
         """``(timesteps, sigmas, **options)``: the solver's run over these levels, of which the last is its end."""
         raise NotImplementedError
 
+    def _plan(
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
+        mu: float | None = None, as_published: bool = False, **options: Any,
+    ) -> LogSNRRun:  # fmt: skip
+        c = self.config
+        if mu is not None and not (c.use_dynamic_shifting and c.time_shift_type == "exponential"):
+            raise ValueError("mu is given, but the config does not say use_dynamic_shifting=True")
+        visited, spaced, name = self._visit_sigmas(steps, timesteps, sigmas, None if mu is None else math.exp(mu))
+        if sigmas is not None:
+            last = float(sigmas[-1])
+        elif self._ends_noisy and (as_published or timesteps is not None):
+            last = 0.0
+        else:
+            last = spaced[-1] if self._ends_noisy and name is not None else self._last_sigma()
+        return self._run_over(visited, [*spaced, last], as_published=as_published, **options)
+
     # -- levels ------------------------------------------------------------------------------------------------------
 
     def _level(self, sigma: float) -> Level:
-        return Level(1.0 - sigma, sigma) if self.config.get("use_flow_sigmas") else Level.of_sigma(sigma)
+        if self.config.get("use_flow_sigmas"):
+            sigma = float(np.float32(sigma))  # close to 1, where its rounding can be seen in 1 - σ
+            return Level(1.0 - sigma, sigma)
+        return Level.of_sigma(sigma)
 
     def _grid(self, steps: int) -> list[int]:
         """Whole timesteps by the spacing in force; "leading" and "linspace" lay n + 1 and leave out the last."""

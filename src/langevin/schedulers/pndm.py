@@ -66,10 +66,14 @@ class PNDMRun(Run):
         self.origin: torch.Tensor | None = None  # x where a step of several calls began
         super().__init__(*args)
 
+    def configure(self) -> None:
+        self.moves = [self._coefficients(*ends) for ends in zip(self.levels, self.targets, strict=True)]
+        self.to_epsilon = [predictions.to_epsilon(self.prediction_type, level) for level in self.levels]
+
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         output = prediction
         if self.own_steps:
-            r, w = predictions.to_epsilon(self.prediction_type, self.levels[i])
+            r, w = self.to_epsilon[i]
             output = combine((r, x), (w, prediction))
         if self.own_steps and self.calls == 0 and 0 < i < self.warm_up:
             raise ValueError(
@@ -89,30 +93,36 @@ class PNDMRun(Run):
             self.history = [output, *self.history]
         self.stages.append(output)
         level, target = self.levels[self.calls - stage], self.halves[i][stage % 2]
+        move = self._coefficients(level, target)
         if stage < 3:
-            return self._move(self.origin, level, target, (1.0,), (output,))
-        return self._move(self.origin, level, target, _RUNGE_KUTTA, self.stages)
+            return self._move(self.origin, move, (1.0,), (output,))
+        return self._move(self.origin, move, _RUNGE_KUTTA, self.stages)
 
     def _multistep(self, output: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
         """Equation 12, and its lower orders while there is less history."""
         repeat = self.repeats[i]
         if self.calls == 1 and repeat is not None:
-            level, target = repeat
-            return self._move(self.origin, level, target, (1 / 2, 1 / 2), (output, self.history[0]))
+            return self._move(self.origin, self._coefficients(*repeat), (1 / 2, 1 / 2), (output, self.history[0]))
         if self.own_steps and self.targets[i] == self.levels[i]:  # begun at the repetition: nothing to repeat
             self.calls -= 1
             return x
         self.origin = x if self.calls == 0 else None
         self.history = [output, *self.history[:3]]
         weights = _ADAMS_BASHFORTH[len(self.history) - 1]
-        return self._move(x, self.levels[i], self.targets[i], weights, self.history)
+        return self._move(x, self.moves[i], weights, self.history)
 
-    def _move(self, x, level: Level, target: Level, weights: Sequence[float], outputs) -> torch.Tensor:
+    def _coefficients(self, level: Level, target: Level) -> tuple[float, float]:
+        """Weights of x and of the output (ε, or whatever the network gives) in a step between these levels."""
         a, b = transfer(level, target)
         if not self.own_steps:
             r, w = predictions.to_epsilon(self.prediction_type, level)
             a, b = a + b * r, b * w
-        return combine((a, x), *((b * weight, output) for weight, output in zip(weights, outputs, strict=True)))
+        return a, b
+
+    @staticmethod
+    def _move(x, move: tuple[float, float], weights: Sequence[float], outputs) -> torch.Tensor:
+        a, b = move
+        return combine((a, x), *[(b * weight, output) for weight, output in zip(weights, outputs, strict=True)])
 
 
 class PNDMScheduler(SchedulerMixin):

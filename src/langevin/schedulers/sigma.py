@@ -31,6 +31,7 @@ class SigmaRun(Run):
         self._sigmas = sigmas
         self.init_noise_sigma = max(sigmas) if init_noise_sigma is None else init_noise_sigma
         levels = [Level(1.0, sigma) for sigma in sigmas]
+        self._input_scales = [1.0 / math.hypot(sigma, 1.0) for sigma in sigmas]
         calls = len(timesteps)
         super().__init__(timesteps, levels[:calls], levels[1 : calls + 1], prediction_type, **options)
 
@@ -41,7 +42,7 @@ class SigmaRun(Run):
 
     def scale_model_input(self, x: torch.Tensor, i: int) -> torch.Tensor:
         """x / sqrt(σ² + 1): unit variance, as in training (c_in with σ_data = 1, arXiv:2206.00364, table 1)."""
-        return x * (1.0 / math.hypot(self.levels[i].sigma, 1.0))
+        return x * self._input_scales[i]
 
 
 class SigmaScheduler(CountedSteps):
@@ -53,6 +54,7 @@ class SigmaScheduler(CountedSteps):
     """
 
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction", "original_sample")
+    _timestep_dtype: ClassVar[type] = np.float32  # what spaced timesteps are rounded to
 
     def _plan(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, **options: Any
@@ -97,7 +99,8 @@ class SigmaScheduler(CountedSteps):
                 f"timesteps cannot be given to a {type(self).__name__} with {name} spacing, which chooses its own; "
                 "give sigmas or num_inference_steps"
             )
-        visited = np.array(self._spaced_timesteps(steps) if timesteps is None else timesteps, np.float32).tolist()
+        visited = self._spaced_timesteps(steps) if timesteps is None else timesteps
+        visited = np.array(visited, self._timestep_dtype).tolist()
         sigmas = self._sigmas_between(visited)
         spaced = self._spaced_sigmas(steps, sigmas[0], sigmas[-1])
         if spaced is None:

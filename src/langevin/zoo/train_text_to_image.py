@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .loop import fit
+from .loop import fit, noise_levels
 from .tokenizer import WINDOW, make_tokenizer
 from .train_autoencoder import pictures
 from .world import (
@@ -132,17 +132,6 @@ def train(
 
     average = fit(model, loss, steps=steps, rate=RATE, out=out, minutes=minutes, look=keep)
     keep(average, steps)
-
-
-def noise_levels(count: int, generator: torch.Generator) -> Tensor:
-    """Draw ``count`` (even) places in [0, 1] on the noise schedule, in random order.
-
-    Half are spread evenly, half lie around 0.4, where a blot becomes a star or a cross. One comes from each of
-    ``count / 2`` equal stretches of probability: a calmer loss than independent draws.
-    """
-    even, around = (torch.arange(count // 2) + torch.rand(2, count // 2, generator=generator)) / (count // 2)
-    around = torch.sigmoid(0.8 * torch.special.ndtri(around) - 0.4)
-    return torch.cat([even, around])[torch.randperm(count, generator=generator)]
 
 
 def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:

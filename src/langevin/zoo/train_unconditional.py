@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .loop import fit
+from .loop import fit, noise_levels
 from .train_autoencoder import pictures
 from .world import random_scene
 
@@ -65,9 +65,7 @@ def train(
         rng = random.Random(f"{seed}/{step}")
         clean = nn.functional.avg_pool2d(pictures([random_scene(rng) for _ in range(batch)]), 64 // SIDE)
         noise = torch.randn(clean.shape, generator=generator)
-        # One noise level from each of ``batch`` equal stretches: a calmer loss than independent draws.
-        t = ((torch.arange(batch) + torch.rand(batch, generator=generator)) / batch * levels).long()
-        t = t.clamp(max=levels - 1)
+        t = (noise_levels(batch, generator) * levels).long().clamp(max=levels - 1)
         with (
             torch.autocast("cpu", torch.bfloat16),
             sdpa_kernel(SDPBackend.MATH),

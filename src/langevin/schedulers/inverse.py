@@ -1,0 +1,221 @@
+"""Inversion: the solvers' steps walked from an image up to the noise that it would be sampled from (DDIM inversion:
+Song, Meng & Ermon 2020, arXiv:2010.02502, section 4.3; Dhariwal & Nichol 2021, arXiv:2105.05233, appendix F).
+
+A step of these solvers goes from any level to any other, so an inversion is their run over the levels in reverse. What
+is to be got right is which timestep the network is told on the way. DDIM here tells it the timestep of the level that a
+step goes *to*, which is the one it is told when sampling takes the same step down; DPM-Solver, which keeps a history of
+predictions at their levels, tells it the level that x is at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import inf
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ..checkpoints.config import register_to_config
+from . import prediction as predictions
+from .base import Run, SchedulerMixin, StepOutput
+from .ddim import DDIMRun
+from .dpm_multistep import ALGORITHMS, DPMMultistepRun, DPMSolverMultistepScheduler
+from .noise import Level, NoiseSchedule
+
+
+def refuse_unless_ascending(name: str, given: Sequence[float]) -> None:
+    if any(late <= early for early, late in pairwise(map(float, given))):
+        raise ValueError(f"{name} of an inversion must be in ascending order, got {list(given)}")
+
+
+class DDIMInverseScheduler(SchedulerMixin):
+    """From an image to the noise that :class:`DDIMScheduler` would make it of: the more steps, the more truly.
+
+    Args:
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: the noise
+            schedule; see :meth:`NoiseSchedule.from_config`.
+        clip_sample, clip_sample_range: bound the predicted image, for models of pixels. Off for latents.
+        set_alpha_to_one: the run begins at ᾱ = 1, the clean image; otherwise at the least noisy level of training.
+        prediction_type: "epsilon", "v_prediction", or "sample", which cannot begin at ᾱ = 1.
+        timestep_spacing, steps_offset: which timesteps a run visits: "leading" or "trailing".
+
+    Run option ``as_published``: a step comes from the timestep before it in the run. Without it, it comes from
+    t - T//n, as in the reference implementation, which is the same for "leading" spacing and not quite for others
+    when n does not divide T. Timesteps and sigmas of one's own are ascending; ``sigmas`` has the one to begin at too.
+
+        >>> run = DDIMInverseScheduler(clip_sample=False).plan(50)
+        >>> x = encode(image)
+        >>> for i, t in enumerate(run.timesteps):
+        ...     x = run.step(network(x, t), i, x).prev_sample
+    """
+
+    run_options = ("as_published",)
+    _compatibles: ClassVar[list[str]] = []
+
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: np.ndarray | list[float] | None = None,
+        clip_sample: bool = True, set_alpha_to_one: bool = True, steps_offset: int = 0,
+        prediction_type: str = "epsilon", clip_sample_range: float = 1.0, timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False, **former: Any,
+    ):  # fmt: skip
+        if unknown := [name for name in former if name != "set_alpha_to_zero"]:
+            raise TypeError(f"DDIMInverseScheduler has no setting {', '.join(map(repr, unknown))}")
+        self.noise_schedule = NoiseSchedule.from_config(
+            num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr
+        )
+
+    @property
+    def initial_alpha_cumprod(self) -> torch.Tensor:
+        """ᾱ of the level where a run begins."""
+        former = self.config.get("set_alpha_to_zero")  # what the setting was once called, by mistake
+        clean = self.config.set_alpha_to_one if former is None else former
+        return torch.ones(()) if clean else self.alphas_cumprod[0]
+
+    def _plan(
+        self,
+        steps: int,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        as_published: bool = False,
+    ) -> DDIMRun:
+        evenly = timesteps is None and sigmas is None and self._spacing is None
+        if evenly and self.config.timestep_spacing not in ("leading", "trailing"):
+            raise ValueError(
+                f"timestep_spacing={self.config.timestep_spacing!r} in the config of DDIMInverseScheduler: must be one "
+                "of 'leading', 'trailing'"
+            )
+        for name, given in (("timesteps", timesteps), ("sigmas", sigmas)):
+            refuse_unless_ascending(name, given or [])
+        start = Level.of_alpha_bar(self.initial_alpha_cumprod.item())
+        timesteps, sigmas = (None if given is None else given[::-1] for given in (timesteps, sigmas))
+        visited, levels, below = self._visit(steps, timesteps, sigmas, start)
+        if evenly and not as_published:
+            stride = self.config.num_train_timesteps // steps
+            below = [self.noise_schedule.level(t - stride) if t >= stride else start for t in visited]
+        if self.config.prediction_type == "sample" and below[-1].sigma == 0.0:
+            raise ValueError(
+                "prediction_type='sample' says nothing about noise where there is none yet: an inversion with it needs "
+                "set_alpha_to_one=False"
+            )
+        limit = predictions.limiter(self._own)
+        return DDIMRun(visited[::-1], below[::-1], levels[::-1], self.config.prediction_type, limit)
+
+    def _whole(self) -> Run:
+        return self.plan(timesteps=list(range(len(self))))
+
+    def step(
+        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor,
+        return_dict: bool = True,
+    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
+        """One step up of the run that ``set_timesteps`` laid out.
+
+        Args:
+            model_output: the network's output at ``timestep``.
+            timestep: one of ``scheduler.timesteps``: the one that the step goes to.
+            sample: x at the level before it.
+            return_dict: False gives the tuple ``(prev_sample, pred_original_sample)``.
+        """
+        return self._step(model_output, timestep, sample, None, return_dict)
+
+
+class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler):
+    """From an image to its noise, with the steps of :class:`DPMSolverMultistepScheduler`.
+
+    A run begins at the least noisy level of training (a clean image has no λ) and ends at the noisiest.
+
+    Args:
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, solver_order, prediction_type,
+            thresholding, dynamic_thresholding_ratio, sample_max_value, solver_type, lower_order_final, euler_at_final,
+            use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas, use_flow_sigmas, flow_shift,
+            lambda_min_clipped, variance_type, timestep_spacing, steps_offset: as there.
+        algorithm_type: "dpmsolver++" or "dpmsolver". Stochastic ones have nothing to invert.
+
+    Run option ``as_published``: n steps between the n + 1 levels that a run of n steps down has. Without it, as in the
+    reference implementation, "trailing" spacing takes the image for what the last step down begins with, and its last
+    step stays where it is, as with every sigma spacing; "leading" spacing ends at the last timestep, where no run down
+    begins; with ``use_flow_sigmas`` the run goes *down*; and with Karras spacing, where small σ have the same rounded
+    timestep, the run stops short by as many steps. Timesteps and sigmas of one's own are ascending; ``sigmas`` has the
+    one to end at too.
+
+        >>> run = DPMSolverMultistepInverseScheduler(beta_schedule="scaled_linear").plan(20, as_published=True)
+        >>> x = encode(image)
+        >>> for i, t in enumerate(run.timesteps):
+        ...     x = run.step(network(x, t), i, x).prev_sample
+        >>> back = DPMSolverMultistepScheduler(beta_schedule="scaled_linear").plan(sigmas=run.sigmas[::-1])
+    """
+
+    run_options = ("as_published",)  # type: ignore[assignment]
+    _rounds = ("karras",)
+
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: np.ndarray | list[float] | None = None,
+        solver_order: int = 2, prediction_type: str = "epsilon", thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0,
+        algorithm_type: str = "dpmsolver++", solver_type: str = "midpoint", lower_order_final: bool = True,
+        euler_at_final: bool = False, use_karras_sigmas: bool = False, use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False, use_flow_sigmas: bool = False, flow_shift: float = 1.0,
+        lambda_min_clipped: float = -inf, variance_type: str | None = None, timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+    ):  # fmt: skip
+        self._refuse_unless("algorithm_type", ALGORITHMS, {"deis": "dpmsolver++"})
+        self._refuse_unless("solver_type", ("midpoint", "heun"), dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"))
+        self.noise_schedule = self._build_noise_schedule()
+
+    def _plan(  # type: ignore[override]
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
+        as_published: bool = False,
+    ) -> DPMMultistepRun:  # fmt: skip
+        for name, given in (("timesteps", timesteps), ("sigmas", sigmas)):
+            refuse_unless_ascending(name, given or [])
+        if sigmas is not None or timesteps is not None:
+            told, spaced, _ = self._visit_sigmas(steps, timesteps, sigmas, None)
+            return self._run_over(told, [*spaced, self._noisiest if sigmas is None else float(sigmas[-1])])
+        if as_published or self._spacing is not None:
+            between = self._sigma_spacing()[0] is not None  # both ends are among the levels
+            told, spaced, _ = self._visit_sigmas(steps + between, None, None, None)
+            if not between:
+                told, spaced = [*told, 0], [*spaced, float(self.noise_schedule.sigmas[0])]
+            return self._run_over(told[:0:-1], spaced[::-1])
+        return self._run_over(*self._as_the_reference_visits(steps))
+
+    def _as_the_reference_visits(self, steps: int) -> tuple[list[float], list[float]]:
+        c, noise, name = self.config, self.noise_schedule, self._sigma_spacing()[0]
+        told, spaced, _ = self._visit_sigmas(steps, None, None, None)
+        if name is None:
+            if c.timestep_spacing != "trailing":  # one place further down
+                told = [*told[1:], c.steps_offset if c.timestep_spacing == "leading" else 0]
+            told = told[::-1]
+            sigmas = [*noise.sigma_at(told), self._noisiest]
+        else:
+            upwards = self._spaced_sigmas(steps, float(noise.sigmas[0]), float(noise.sigmas[-1]))
+            if upwards is not None:  # not of flows
+                spaced = upwards
+                whole = round if name in self._rounds else int
+                told = [whole(noise.timestep_of(sigma)) for sigma in spaced]
+            sigmas = [*spaced, spaced[-1]]
+        if name in (None, "karras"):
+            told = list(dict.fromkeys(told))
+        return told, sigmas[: len(told) + 1]
+
+    @property
+    def _noisiest(self) -> float:
+        """σ of the noisiest timestep that ``lambda_min_clipped`` leaves."""
+        return float(self.noise_schedule.sigmas[len(self) - 1 - self._clipped()])
+
+    def _run_over(self, visited: list[float], sigmas: list[float], as_published: bool = False) -> DPMMultistepRun:
+        if self.config.algorithm_type.startswith("sde"):
+            raise ValueError(
+                f"algorithm_type={self.config.algorithm_type!r} adds noise at every step, which cannot be undone: an "
+                "inversion needs algorithm_type='dpmsolver++' or 'dpmsolver'"
+            )
+        return super()._run_over(visited, sigmas)
+
+    def _whole(self) -> Run:
+        down = super()._whole()
+        return self._run_over([*down.timesteps[::-1]], [*down.sigmas[-2::-1], down.sigmas[0]])
