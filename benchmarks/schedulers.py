@@ -24,29 +24,51 @@ CASES = [
     ("DDPMScheduler", {}, {}),
     ("DDPMScheduler", {"clip_sample": False}, {}),
     ("PNDMScheduler", {"skip_prk_steps": True}, {}),
+    ("LMSDiscreteScheduler", {}, {}),
     ("EulerDiscreteScheduler", {}, {}),
     ("EulerDiscreteScheduler", {}, {"s_churn": 5.0}),
     ("EulerAncestralDiscreteScheduler", {}, {}),
     ("HeunDiscreteScheduler", {}, {}),
-    ("LMSDiscreteScheduler", {}, {}),
+    ("KDPM2DiscreteScheduler", {}, {}),
+    ("KDPM2AncestralDiscreteScheduler", {}, {}),
     ("DPMSolverMultistepScheduler", {}, {}),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3}, {}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
+    ("DPMSolverSinglestepScheduler", {}, {}),
+    ("DEISMultistepScheduler", {}, {}),
     ("UniPCMultistepScheduler", {}, {}),
+    ("SASolverScheduler", {}, {}),
+    ("IPNDMScheduler", {}, {}),
+    ("DDIMInverseScheduler", {}, {}),
+    ("DPMSolverMultistepInverseScheduler", {}, {}),
+    ("EDMEulerScheduler", {}, {}),
+    ("EDMDPMSolverMultistepScheduler", {}, {}),
+    ("FlowMatchEulerDiscreteScheduler", {}, {}),
+    ("FlowMatchHeunDiscreteScheduler", {}, {}),
+    ("LCMScheduler", {}, {}),
+    ("TCDScheduler", {}, {}),
+    ("CMStochasticIterativeScheduler", {}, {}),
+    ("UnCLIPScheduler", {"clip_sample": False}, {}),
 ]
+"""(class, config, what ``plan`` and ``step`` take). The others of the reference have another kind of ``step``."""
+STEPS = {"LCMScheduler": 4, "TCDScheduler": 4, "CMStochasticIterativeScheduler": 40}
+"""Steps of a run, where they are not 50."""
 
 
 def familiar(scheduler, x, output, options) -> float:
-    scheduler.set_timesteps(50)
+    scheduler.set_timesteps(STEPS.get(type(scheduler).__name__, 50))
     if "generator" in inspect.signature(scheduler.step).parameters:
         options = {**options, "generator": torch.Generator().manual_seed(0)}
     begin = time.perf_counter()
     for t in scheduler.timesteps:
-        scheduler.scale_model_input(x, t)
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(x, t)
         _ = scheduler.step(output, t, x, **options).prev_sample
     return (time.perf_counter() - begin) / len(scheduler.timesteps)
 
 
 def planned(scheduler, x, output, options, noise) -> float:
-    run = scheduler.plan(50, **options)
+    run = scheduler.plan(STEPS.get(type(scheduler).__name__, 50), **options)
     begin = time.perf_counter()
     for i in range(len(run)):
         run.scale_model_input(x, i)

@@ -153,7 +153,7 @@ def test_spacing_options_and_unknown_spacings():
     assert run.sigmas[-2] == pytest.approx(0.1)
     with pytest.raises(ValueError, match="'karras'"):
         DDIMScheduler().with_spacing("dense")
-    with pytest.raises(TypeError, match="'rho'.*sigma_max, sigma_min"):
+    with pytest.raises(TypeError, match=r"'rho'.*sigma_max, sigma_min"):
         DDIMScheduler().with_spacing("exponential", rho=3.0)
     latent = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     assert latent.with_spacing("align-your-steps").plan(10).sigmas[1] == pytest.approx(6.475, rel=0.01)

@@ -91,7 +91,7 @@ def parse_scheduler(name: str) -> tuple[str, dict[str, Any]]:
                 by_name.setdefault(bare(sampler + schedule), (cls, config))
     if bare(name) not in by_name:
         near = difflib.get_close_matches(bare(name), known, 3, 0.5) or ["ddim", "euler", "dpmsolver"]
-        raise BadUsage(f"there is no scheduler {name!r}; there are {', '.join(near)}, … (langevin schedulers lists all)")
+        raise BadUsage(f"there is no scheduler {name!r}; there are {', '.join(near)}, … (see: langevin schedulers)")
     return by_name[bare(name)]
 
 

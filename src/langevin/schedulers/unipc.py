@@ -163,7 +163,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         self.solver_p = solver_p
         self.noise_schedule = self._build_noise_schedule()
 
-    def _plan(
+    def _plan(  # type: ignore[override]  # which of the options there are, run_options says
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, mu: float | None = None
     ) -> UniPCRun:
         if self.config.use_dynamic_shifting and mu is None:
