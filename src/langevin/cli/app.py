@@ -89,6 +89,30 @@ def generate(
 
 
 @app.command()
+def prompt(
+    prompt: Annotated[str, typer.Argument(help='the prompt; "-" reads it from standard input')],
+    grammar: Annotated[
+        str, typer.Option(help="compel, a1111, comfyui, or none, which takes all of it as text")
+    ] = "compel",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="whose tokenizer: name, folder, or hub id")
+    ] = DEFAULT_MODEL,
+    steps: Annotated[int, typer.Option(min=1, help="of the run, for prompts that change on the way")] = 50,
+    json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+) -> None:
+    """Show how a prompt is understood: its tokens, their weights, and the chunks they are encoded in.
+
+    Green, yellow and red weigh more than usual, cyan and blue less. Of a prompt that changes during the run, each
+    state is shown with the step from which it holds. A mistake in the grammar is shown with a caret under it.
+
+    Example: langevin prompt "a (red)1.3 circle and a [blue:green:0.5] square-"
+    """
+    from .prompt import show
+
+    show(prompt, model=model, grammar=grammar, steps=steps, as_json=json)
+
+
+@app.command()
 def schedulers(json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> None:
     """List the schedulers, with a line on each, and the spacings."""
     from .compare import show

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from langevin.codecs import VaeCodec
 from langevin.denoiser import NetworkDenoiser
 from langevin.guiders.base import Conditions, Guider
+from langevin.guiders.prompt_schedule import edited_conditions
 from langevin.media.images import VaeImageProcessor
 from langevin.models.layers.embeddings import sinusoid
 from langevin.outputs import BaseOutput
@@ -21,6 +22,7 @@ from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call, Callbacks, compose_guiders
 from langevin.pipelines.results import call_settings, check_output_type, deliver, per_picture
 from langevin.prompts.clip import encode_prompts
+from langevin.prompts.textual_inversion import TextualInversionLoaderMixin
 from langevin.randomness import noise_for
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ class StableDiffusionPipelineOutput(BaseOutput):
     nsfw_content_detected: list[bool] | None
 
 
-class StableDiffusionPipeline(DiffusionPipeline):
+class StableDiffusionPipeline(TextualInversionLoaderMixin, DiffusionPipeline):
     """Text to image with Stable Diffusion 1.x and 2.x checkpoints.
 
     Example:
@@ -109,6 +111,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
         seed: int | Sequence[int] | None = None,
         guiders: Sequence[Guider] = (),
         clip_skip_negative: bool = False,
+        prompt_weighting: str = "compel",
+        long_prompts: Literal["chunk", "cut"] = "chunk",
         safety_action: Literal["blackout", "flag"] = "blackout",
         callback: Callable | None = None,
         callback_steps: int | None = None,
@@ -116,7 +120,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
         """Make pictures from prompts.
 
         Args:
-            prompt: a text, or one per picture. Or give ``prompt_embeds``, ``(prompts, tokens, dim)``.
+            prompt: a text, or one per picture. Or give ``prompt_embeds``, ``(prompts, tokens, dim)``. A text may change
+                during the run, as in ``a [red:blue:0.4] cat``; see :mod:`langevin.prompts.editing`.
             height, width: pixels; multiples of ``vae_scale_factor``. The model's own size if None.
             num_inference_steps: more steps, finer pictures. ``timesteps`` or ``sigmas`` may name them instead.
             guidance_scale: how strictly to follow the prompt; 1 is off. None: what the checkpoint names, else 7.5.
@@ -135,10 +140,17 @@ class StableDiffusionPipeline(DiffusionPipeline):
                 own seed, a picture is the same.
             guiders: see :mod:`langevin.guiders`; they stack on classifier-free guidance.
             clip_skip_negative: apply ``clip_skip`` to the negative prompt too.
+            prompt_weighting: how prompts are read. "compel": ``a (red cat)1.3 with a hat--``, see
+                :mod:`langevin.prompts.compel`. "a1111", "comfyui": ``a (red cat:1.3) with a [hat]`` and the numbers
+                of these web UIs. "none": every character is text.
+            long_prompts: "chunk" reads a prompt longer than the text encoder's window (77 tokens) in several windows;
+                prompt and negative prompt get the same number. "cut" reads the first one only, as the reference does,
+                and names the words lost in a warning.
             safety_action: what to do with pictures that the safety checker flags: black them out, or only say so.
 
         Raises:
             ValueError: for arguments that do not fit together, in one line that says what is allowed.
+            PromptSyntaxError: for a prompt that its grammar does not allow; a ValueError too.
         """
         if guidance_scale is None:
             guidance_scale = self.call_default("guidance_scale", 7.5)
@@ -160,20 +172,41 @@ class StableDiffusionPipeline(DiffusionPipeline):
         device = self._execution_device
         all_guiders = compose_guiders(guidance_scale, guidance_rescale, guiders)
         distilled = self.unet.config.time_cond_proj_dim  # guidance is an input of such networks, not a second branch
-        positive, negative = self.encode_prompt(
-            prompt,
-            device,
-            num_images_per_prompt,
-            distilled is None and (guidance_scale > 1 or bool(guiders)),
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            clip_skip=clip_skip,
-            clip_skip_negative=clip_skip_negative,
+        options = {"eta": eta} if "eta" in self.scheduler.run_options else {}
+        run = self.scheduler.plan(
+            None if timesteps is not None or sigmas is not None else num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            **options,
         )
-        branches: dict[str, Conditions] = {"positive": {"encoder_hidden_states": positive}}
-        if negative is not None:
-            branches["negative"] = {"encoder_hidden_states": negative}
+        steps = num_inference_steps if timesteps is None and sigmas is None else len(run)
+
+        def encode(prompt: Any, negative_prompt: Any) -> dict[str, Conditions]:
+            positive, negative = self.encode_prompt(
+                prompt,
+                device,
+                num_images_per_prompt,
+                distilled is None and (guidance_scale > 1 or bool(guiders)),
+                negative_prompt,
+                prompt_embeds,
+                negative_prompt_embeds,
+                clip_skip=clip_skip,
+                clip_skip_negative=clip_skip_negative,
+                prompt_weighting=prompt_weighting,
+                long_prompts=long_prompts,
+            )
+            both = {"positive": positive, "negative": negative}
+            return {name: {"encoder_hidden_states": embeds} for name, embeds in both.items() if embeds is not None}
+
+        branches, editing = edited_conditions(
+            encode,
+            prompt,
+            negative_prompt,
+            steps,
+            prompt_weighting,
+            negative_is_given=negative_prompt_embeds is not None,
+        )
+        positive = branches["positive"]["encoder_hidden_states"]
         batch = positive.shape[0]
         if distilled is not None:
             all_guiders = [g for g in all_guiders if g in guiders]
@@ -183,15 +216,9 @@ class StableDiffusionPipeline(DiffusionPipeline):
             )
             branches = {k: {**v, "timestep_cond": code.expand(batch, -1)} for k, v in branches.items()}
 
+        if editing is not None:
+            all_guiders.insert(0, editing)
         noise, seeds = noise_for(batch, generator, seed)
-        options = {"eta": eta} if "eta" in self.scheduler.run_options else {}
-        run = self.scheduler.plan(
-            None if timesteps is not None or sigmas is not None else num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            **options,
-        )
-        steps = num_inference_steps if timesteps is None and sigmas is None else len(run)
         factor = self.vae_scale_factor
         shape = (batch, self.unet.config.in_channels, height // factor, width // factor)
         if latents is None:
@@ -239,6 +266,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
         negative_prompt_embeds: Tensor | None = None,
         clip_skip: int | None = None,
         clip_skip_negative: bool = False,
+        prompt_weighting: str = "compel",
+        long_prompts: Literal["chunk", "cut"] = "chunk",
     ) -> tuple[Tensor, Tensor | None]:
         """Embeddings of prompt and negative prompt, ``(prompts · pictures, tokens, dim)`` each."""
         encoding = encode_prompts(
@@ -252,6 +281,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
             pictures=num_images_per_prompt,
             clip_skip=clip_skip,
             clip_skip_negative=clip_skip_negative,
+            prompt_weighting=prompt_weighting,
+            long_prompts=long_prompts,
             device=device or self._execution_device,
             dtype=self._text_dtype,
         )

@@ -1,15 +1,17 @@
-"""Texts to embeddings with a CLIP tokenizer and text encoder."""
+"""Texts to embeddings with a tokenizer and a text encoder."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from langevin.prompts.encoder import PromptEncoder
+from langevin.prompts.weighting import Encoding, embed_trees, grammar
+
+_LONG_PROMPTS = ("chunk", "cut")
 
 
 def encode_clip(
@@ -21,7 +23,7 @@ def encode_clip(
     length: int | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Embeddings of each text, padded to the encoder's window.
+    """Embeddings of each text, taken literally and padded to the encoder's window.
 
     Args:
         clip_skip: how many of the encoder's last layers to leave out; the final norm is applied all the same.
@@ -34,31 +36,9 @@ def encode_clip(
     Raises:
         ValueError: if ``clip_skip`` leaves no layer.
     """
-    length = length or tokenizer.model_max_length
-    tokens = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    _warn_of_lost_words(tokenizer, texts, length)
-    config = text_encoder.config
-    mask = tokens.attention_mask.to(device) if getattr(config, "use_attention_mask", False) else None
-    ids = tokens.input_ids.to(device)
-    if clip_skip is None:
-        return text_encoder(ids, attention_mask=mask)[0]
-    layers = config.num_hidden_layers
-    if not 0 <= clip_skip <= layers:
-        raise ValueError(
-            f"clip_skip is {clip_skip}; this text encoder has {layers} layers, so 0 to {layers} are allowed"
-        )
-    hidden = text_encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-(clip_skip + 1)]
-    return getattr(text_encoder, "text_model", text_encoder).final_layer_norm(hidden)
-
-
-def _warn_of_lost_words(tokenizer: Any, texts: Sequence[str], length: int) -> None:
-    for text in texts:
-        if 4 * len(text) < length:  # cannot be too long: a token takes at least a quarter of a character
-            continue
-        ids = tokenizer(text, truncation=False, verbose=False).input_ids
-        if len(ids) > length:
-            lost = tokenizer.decode(ids[length - 1 : -1])
-            logger.warning("The prompt is longer than the text encoder's %d tokens; not seen: %r", length, lost)
+    encode = Encoding(PromptEncoder(tokenizer, text_encoder, window=length, device=device), clip_skip)
+    literal = grammar("none")
+    return torch.cat(embed_trees(encode, [literal.parse(text) for text in texts], literal.arithmetic, cut=True))
 
 
 class TextEncoding:
@@ -86,41 +66,68 @@ def encode_prompts(
     pictures: int = 1,
     clip_skip: int | None = None,
     clip_skip_negative: bool = False,
+    prompt_weighting: str = "compel",
+    long_prompts: Literal["chunk", "cut"] = "chunk",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> TextEncoding:
     """Encode the prompts of a call, or take embeddings that were given.
 
+    Prompt and negative prompt get the same number of windows of the encoder: what is shorter is filled up with the
+    empty prompt, given embeddings too if they are whole windows.
+
     Args:
         pictures: rows per prompt (``num_images_per_prompt``), interleaved.
         clip_skip_negative: leave layers out for the negative prompt too. Right, but not what users' existing
             pictures were made with, so off by default.
+        prompt_weighting: how prompts are read, and what weights do: a name in
+            :data:`langevin.prompts.weighting.GRAMMARS`.
+        long_prompts: "chunk" encodes a prompt longer than the encoder's window in several, "cut" only its beginning,
+            as the reference does, and names the words lost in a warning.
 
     Raises:
-        ValueError: if counts or shapes do not fit together.
+        ValueError: if counts or shapes do not fit together, or a choice is none.
+        PromptSyntaxError: if the grammar does not allow a prompt; a ValueError too.
     """
+    grammar(prompt_weighting)
+    if long_prompts not in _LONG_PROMPTS:
+        raise ValueError(f"long_prompts is {long_prompts!r}; allowed: {', '.join(map(repr, _LONG_PROMPTS))}")
     texts = [] if prompt is None else [prompt] if isinstance(prompt, str) else list(prompt)
     count = len(texts) if prompt_embeds is None else prompt_embeds.shape[0]
     negatives: list[str] = []
     if with_negative and negative_prompt_embeds is None:
         negatives = _match_negative(negative_prompt, count)
 
-    def encode(texts: Sequence[str], **options: Any) -> Tensor:
-        return encode_clip(tokenizer, text_encoder, texts, device=device, **options)
-
     def ready(embeds: Tensor) -> Tensor:
         return embeds.to(device=device, dtype=dtype).repeat_interleave(pictures, dim=0)
 
-    skip_negative = clip_skip if clip_skip_negative else None
     positive, negative = prompt_embeds, negative_prompt_embeds
-    if positive is None and negatives and skip_negative == clip_skip:
-        negative, positive = encode(negatives + texts, clip_skip=clip_skip).split([len(negatives), len(texts)])
-    if positive is None:
-        positive = encode(texts, clip_skip=clip_skip)
+    if positive is None or (with_negative and negative is None):
+        window = tokenizer.model_max_length
+        if positive is not None:
+            window = min(window, positive.shape[1])  # given embeddings may be shorter than the encoder's window
+        encoder = PromptEncoder(tokenizer, text_encoder, window=window, device=device)
+        encode = Encoding(encoder, clip_skip)
+        encode_negative = encode if clip_skip_negative or clip_skip is None else Encoding(encoder)
+
+        def embed(encode: Encoding, texts: Sequence[str]) -> list[Tensor]:
+            parse, arithmetic = grammar(prompt_weighting)
+            return embed_trees(encode, [parse(text) for text in texts], arithmetic, cut=long_prompts == "cut")
+
+        own = texts if positive is None else []
+        if encode_negative is encode:
+            both = embed(encode, negatives + own)
+            ns, ps = both[: len(negatives)], both[len(negatives) :]
+        else:
+            ns, ps = embed(encode_negative, negatives), embed(encode, own)
+        ps = ps if positive is None else [positive]
+        ns = [negative] if with_negative and negative is not None else ns
+        longest = max(embeds.shape[1] for embeds in ns + ps)
+        positive = torch.cat([encode.padded(embeds, longest) for embeds in ps])
+        negative = torch.cat([encode_negative.padded(embeds, longest) for embeds in ns]) if ns else None
     if not with_negative:
         return TextEncoding(ready(positive), None)
-    if negative is None:
-        negative = encode(negatives, clip_skip=skip_negative, length=positive.shape[1])
+    assert negative is not None
     if negative.shape != positive.shape:
         raise ValueError(
             f"negative_prompt_embeds is {tuple(negative.shape)} and prompt_embeds {tuple(positive.shape)}; "

@@ -1,0 +1,120 @@
+"""One small interface over tokenizer and text encoder, whatever their kind: CLIP, T5, or like XLM-R."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from langevin.prompts.textual_inversion import word_expander
+
+_NO_LIMIT = 10**6
+"""Tokenizers that know no window of their own name a number far above this."""
+
+
+class PromptEncoder:
+    """Texts to tokens, and windows of tokens to embeddings.
+
+    Args:
+        tokenizer: of transformers.
+        text_encoder: of transformers: CLIP's text model with or without projection, T5's encoder, XLM-R and its kin.
+        window: tokens in one run of the encoder, those that mark beginning and end among them. The tokenizer's
+            ``model_max_length`` if None.
+        mask_padding: hide padding from the encoder's attention. If None: CLIP as its config's ``use_attention_mask``
+            says (Stable Diffusion's models saw padding in training), all others yes.
+
+    Attributes:
+        bos, eos: ids that begin and end every window; empty where the kind has none (T5 has no beginning).
+        pad: id that fills windows; SD 2's is 0, which is "!".
+        room: tokens of text that fit a window.
+
+    Raises:
+        ValueError: no window is given or known, or it leaves no room for text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        text_encoder: Any,
+        *,
+        window: int | None = None,
+        mask_padding: bool | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.tokenizer, self.text_encoder, self.device = tokenizer, text_encoder, device
+        self.window = window or tokenizer.model_max_length
+        if self.window > _NO_LIMIT:
+            raise ValueError("this tokenizer does not name its model_max_length; give the window's number of tokens")
+        marks = tokenizer("").input_ids
+        self.eos = marks[-1:]
+        self.bos = marks[:-1]
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos[0]
+        self.room = self.window - len(marks)
+        if self.room < 1:
+            raise ValueError(f"a window of {self.window} tokens leaves no room for text; at least {len(marks) + 1}")
+        clip = text_encoder.config.model_type.startswith("clip")
+        if mask_padding is None:
+            mask_padding = bool(getattr(text_encoder.config, "use_attention_mask", False)) or not clip
+        self.mask_padding = mask_padding
+
+    def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, however long, without those of beginning and end. A learned word gets all of its tokens."""
+        if not texts:
+            return []
+        expanded = list(map(word_expander(self.tokenizer), texts))
+        return self.tokenizer(expanded, add_special_tokens=False, truncation=False, verbose=False).input_ids
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """How the vocabulary spells each id, with the kind's mark of where words end or begin."""
+        return self.tokenizer.convert_ids_to_tokens(list(ids))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Readable text of some ids."""
+        return self.tokenizer.decode(list(ids))
+
+    def ends_word(self, pieces: Sequence[str], at: int) -> bool:
+        """Whether a word ends with piece ``at``: CLIP marks the last piece of a word, T5 and XLM-R the first."""
+        if pieces[at].endswith("</w>"):
+            return True
+        return at + 1 < len(pieces) and pieces[at + 1].startswith("▁")
+
+    def fill(self, ids: Sequence[int]) -> list[int]:
+        """A window of up to ``room`` ids: beginning, ids, end, padding."""
+        filled = [*self.bos, *ids, *self.eos]
+        return filled + [self.pad] * (self.window - len(filled))
+
+    def embed(self, ids: Tensor, mask: Tensor | None = None, clip_skip: int | None = None) -> Tensor:
+        """The last hidden state.
+
+        Args:
+            ids: ``(windows, window)``.
+            mask: the same shape, 0 where attention does not look; None to look everywhere.
+            clip_skip: how many of the encoder's last layers to leave out; a final norm is applied all the same.
+
+        Returns:
+            ``(windows, window, dim)`` in the encoder's dtype.
+
+        Raises:
+            ValueError: if ``clip_skip`` leaves no layer.
+        """
+        layers = self.text_encoder.config.num_hidden_layers
+        if clip_skip is not None and not 0 <= clip_skip <= layers:
+            raise ValueError(
+                f"clip_skip is {clip_skip}; this text encoder has {layers} layers, so 0 to {layers} are allowed"
+            )
+        ids = ids.to(self.device)
+        mask = None if mask is None else mask.to(self.device)
+        if not clip_skip:
+            return self.text_encoder(ids, attention_mask=mask).last_hidden_state
+        states = self.text_encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        return self._final_norm()(states[-(clip_skip + 1)])
+
+    def _final_norm(self) -> Callable[[Tensor], Tensor]:
+        """The norm behind the last layer: CLIP's and T5's; encoders that norm inside every layer have none."""
+        for holder in ("text_model", "encoder"):
+            norm = getattr(getattr(self.text_encoder, holder, self.text_encoder), "final_layer_norm", None)
+            if norm is not None:
+                return norm
+        return lambda hidden: hidden
