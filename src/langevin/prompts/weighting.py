@@ -166,6 +166,10 @@ def embed_trees(encode: Encoding, trees: Sequence[And], arithmetic: Arithmetic, 
     Args:
         cut: give each text one window, and name the words lost in a warning.
     """
+    places = {tree: place for place, tree in enumerate(dict.fromkeys(trees))}
+    if len(places) < len(trees):  # the same negative prompt for many pictures, say
+        made = embed_trees(encode, list(places), arithmetic, cut=cut)
+        return [made[places[tree]] for tree in trees]
     texts = [text for tree in trees for text in _texts(tree)]
     encoder = encode.encoder
     all_chunks = [chunk_text(encoder, t, arithmetic.part, cut=cut, words=arithmetic.words) for t in texts]
