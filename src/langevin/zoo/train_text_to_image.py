@@ -62,14 +62,14 @@ SCHEDULER = {
     "set_alpha_to_one": True,
     "steps_offset": 1,
 }
-STEPS, BATCH, RATE = 14000, 32, 1e-3
+STEPS, BATCH, RATE = 30000, 32, 1e-3
 TEXT_STEPS, TEXT_BATCH = 1500, 64
 UNSAID = 0.1
 """Share of the captions replaced by the empty one, for classifier-free guidance."""
 ATTENTION = SDPBackend.MATH
 """On a CPU the backward pass of plain attention is several times faster than that of the fused one."""
 GUIDANCE = 2.0
-"""What ``python -m langevin.zoo.evaluate`` finds best; more makes colours too strong."""
+"""What ``python -m langevin.zoo.evaluate`` finds best; much more spoils pairs of colour and shape that are new."""
 POOL, PASSES = 2048, 2
 """Scenes encoded at a time, and how often each is used (noise, step and caption are new each time)."""
 
