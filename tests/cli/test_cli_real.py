@@ -143,3 +143,14 @@ def test_a_spacing_is_used_and_made_again(tiny_sd_folder):
     run("again", "karras.png")
     assert np.array_equal(pixels("karras.png"), pixels("karras-again.png"))
     run(*words, "--spacing", "dense", code=2)
+
+
+def test_a_grammar_is_used_named_and_refused(tiny_sd_folder):
+    words = ["generate", "a (cat:1.9)", "--model", tiny_sd_folder, *"--steps 2 --seed 1 --device cpu".split()]
+    for grammar in ("a1111", "none"):
+        run(*words, "--grammar", grammar, "--out", f"{grammar}.png")
+    assert not np.array_equal(pixels("a1111.png"), pixels("none.png"))
+    assert read_settings(Path("a1111.png"))["prompt_weighting"] == "a1111"
+    run("again", "a1111.png")
+    assert np.array_equal(pixels("a1111.png"), pixels("a1111-again.png"))
+    assert "'latin'" in run(*words, "--grammar", "latin", code=1).stderr

@@ -53,6 +53,9 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="how strictly to follow the prompt; 1 is off")] = None,
     scheduler: Annotated[str | None, typer.Option(help="class name, or short: euler, ddim, pndm, ddpm, …")] = None,
     spacing: Annotated[str | None, typer.Option(help="which noise levels to visit: karras, sgm_uniform, …")] = None,
+    grammar: Annotated[
+        str | None, typer.Option(help="how prompts are read: compel, a1111, comfyui or none [default: compel]")
+    ] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, or one number for a square")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="pictures; each has a seed one higher")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, help="same seed, same picture [default: drawn by lot]")] = None,
@@ -79,6 +82,7 @@ def generate(
         guidance=guidance,
         scheduler=scheduler,
         spacing=spacing,
+        grammar=grammar,
         size=size,
         count=count,
         seed=seed,
