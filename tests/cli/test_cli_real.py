@@ -146,7 +146,7 @@ def test_a_spacing_is_used_and_made_again(tiny_sd_folder):
 
 
 def test_a_grammar_is_used_named_and_refused(tiny_sd_folder):
-    words = ["generate", "a (cat:1.9)", "--model", tiny_sd_folder, *"--steps 2 --seed 1 --device cpu".split()]
+    words = ["generate", "a (cat:1.9)", "--model", tiny_sd_folder, *["--steps", "2", "--seed", "1", "--device", "cpu"]]
     for grammar in ("a1111", "none"):
         run(*words, "--grammar", grammar, "--out", f"{grammar}.png")
     assert not np.array_equal(pixels("a1111.png"), pixels("none.png"))
