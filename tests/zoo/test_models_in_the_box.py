@@ -112,8 +112,8 @@ def test_any_prompt_gives_a_picture(pipe, prompt):
     assert image.mode == "RGB"
 
 
-def test_unconditional_model_paints_blobs_on_a_plain_background(unconditional):
-    """That is as far as its short training took it: see its card."""
+def test_unconditional_model_paints_one_or_two_things_on_a_plain_background(unconditional):
+    """Many of them in colours of the world; their outlines are as good as its short training made them: see its card."""
     ddim = langevin.DDIMPipeline(unet=unconditional.unet, scheduler=unconditional.scheduler)
     ddim.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
@@ -121,5 +121,7 @@ def test_unconditional_model_paints_blobs_on_a_plain_background(unconditional):
     pictures = [Image.fromarray(picture) for picture in (np.asarray(made) * 255).round().astype(np.uint8)]
     readings = [reader.read(picture.resize((64, 64), Image.Resampling.BICUBIC)) for picture in pictures]
     assert all(picture.size == (32, 32) for picture in pictures)
-    assert sum(reading.background is not None for reading in readings) >= 14
-    assert sum(1 <= len(reading.things) <= 6 for reading in readings) >= 10
+    assert sum(reading.background is not None for reading in readings) >= 15
+    few = [reading for reading in readings if 1 <= len(reading.things) <= 2]
+    assert len(few) >= 13
+    assert sum(all(thing.colour for thing in reading.things) for reading in few) >= 6

@@ -38,7 +38,7 @@ SCHEDULER = {
     "clip_sample": True,
     "timestep_spacing": "trailing",
 }
-STEPS, BATCH, RATE = 8000, 32, 1e-3
+STEPS, BATCH, RATE = 20000, 32, 1e-3
 
 
 def train(
