@@ -92,7 +92,8 @@ def main() -> None:
             cell = row[str(steps)]
             off = f" ({cell['off']:.3f})" if "off" in cell else ""
             cells.append("–" if "refused" in cell else f"{100 * cell['right']:.0f} %{off}")
-        print(f"| {name.removesuffix('Scheduler')} | {row['calls']:.3g} | " + " | ".join(cells) + " |")
+        calls = f"{row['calls']:.3g}" if row["calls"] >= 1 else "as needed"  # it lays its own steps on the way
+        print(f"| {name.removesuffix('Scheduler')} | {calls} | " + " | ".join(cells) + " |")
     if arguments.json:
         arguments.json.write_text(json.dumps({"prompts": len(texts), "schedulers": rows}, indent=2) + "\n")
 

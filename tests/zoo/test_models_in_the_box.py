@@ -113,7 +113,7 @@ def test_any_prompt_gives_a_picture(pipe, prompt):
 
 
 def test_unconditional_model_paints_one_or_two_things_on_a_plain_background(unconditional):
-    """Many of them in colours of the world; their outlines are as good as its short training made them: see its card."""
+    """Many in colours of the world; their outlines are as good as its short training made them: see its card."""
     ddim = langevin.DDIMPipeline(unet=unconditional.unet, scheduler=unconditional.scheduler)
     ddim.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
