@@ -39,21 +39,27 @@ def denoise(
     Returns:
         x at the level where the run was left.
     """
+    before, asking, watching, combining, after = (
+        [guider for guider in guiders if getattr(type(guider), moment) is not getattr(Guider, moment)]
+        for moment in ("before", "needs", "attention", "combine", "after")
+    )
     i = start
     while i < (len(run) if stop is None else stop):  # an adaptive run grows on the way
         step = Step(i, len(run), run.timesteps[i], run, branches, denoiser, noise)
         names, attention = ["positive"], None
-        for guider in guiders:
+        for guider in before:
             x = guider.before(x, step)
+        for guider in asking:
             names += [name for name in guider.needs(step) if name not in names]
+        for guider in watching:
             attention = guider.attention(step) or attention
         predictions = step.predict(x, names[::-1], attention)
         prediction = predictions["positive"]
-        for guider in guiders:
+        for guider in combining:
             prediction = guider.combine(prediction, predictions, x, step)
 
         x = run.step(prediction, i, x, noise).prev_sample
-        for guider in guiders:
+        for guider in after:
             x = guider.after(x, step)
         if on_step is not None:
             moved = on_step(step, x)

@@ -578,7 +578,14 @@ from langevin.cli import main
 sys.argv[1:] = ["generate", "x", "--out", "c.png", "--device", "cpu"]
 main()
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=ELSEWHERE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ELSEWHERE,
+        # a shell's background jobs ignore the signal, and so would their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         for _ in range(600):
             if Path("started").exists() or process.poll() is not None:

@@ -73,21 +73,24 @@ def upcast(x: torch.Tensor) -> torch.Tensor:
 
 def combine(*terms: tuple[float, torch.Tensor]) -> torch.Tensor:
     """Σ a·x over pairs (a, x), in at least fp32, in as few passes as there are terms; zero terms cost nothing."""
-    total, scale, fresh = None, 1.0, False
+    total, scale, fresh, dtype, shape = None, 1.0, False, None, None
     for a, x in terms:
         if a == 0.0:
             continue
-        if x.dtype not in _WIDE:
+        kind = x.dtype
+        if kind is not dtype and kind not in _WIDE:
             x = x.float()
+            kind = x.dtype
         if total is None:
-            total, scale = x, a
+            total, scale, dtype, shape = x, a, kind, x.shape
             continue
         if scale != 1.0:
             total, scale, fresh = total * scale, 1.0, True
-        if fresh and x.dtype is total.dtype and x.shape == total.shape:
+        if fresh and kind is dtype and x.shape == shape:
             total.add_(x, alpha=a)
         else:
             total, fresh = torch.add(total, x, alpha=a), True
+            dtype, shape = total.dtype, total.shape
     if total is None:
         return torch.zeros_like(upcast(terms[0][1]))
     return total if scale == 1.0 else total * scale

@@ -7,7 +7,7 @@ Classical solvers for ordinary differential equations, with their straight step 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class PNDMRun(Run):
 
     Args:
         warm_up: how many calls belong to Runge-Kutta steps: 12 or 0.
-        repeats: for each call, the step (level, target) that it takes again if it is the second of the run, or None.
+        repeat: for each call, the step (level, target) that it takes again if it is the second of the run, or None.
         halves: for each call, where it goes as part of a Runge-Kutta step: if it is an even call of the run, half a
             step on, and if it is an odd one, usually to its own level.
         own_steps: turn each output into ε where it was made; otherwise outputs are mixed as they come, and the
@@ -53,11 +53,11 @@ class PNDMRun(Run):
     """
 
     def __init__(
-        self, *args, warm_up: int, repeats: Sequence[tuple[Level, Level] | None], halves: list[tuple[Level, Level]],
-        own_steps: bool,
+        self, *args, warm_up: int, repeat: Callable[[int], tuple[Level, Level] | None],
+        halves: Callable[[int], tuple[Level, Level]], own_steps: bool,
     ):  # fmt: skip
         self.warm_up = warm_up
-        self.repeats = repeats
+        self.repeat = repeat
         self.halves = halves
         self.own_steps = own_steps
         self.calls = 0
@@ -68,7 +68,8 @@ class PNDMRun(Run):
 
     def configure(self) -> None:
         self.moves = [self._coefficients(*ends) for ends in zip(self.levels, self.targets, strict=True)]
-        self.to_epsilon = [predictions.to_epsilon(self.prediction_type, level) for level in self.levels]
+        if self.own_steps:
+            self.to_epsilon = [predictions.to_epsilon(self.prediction_type, level) for level in self.levels]
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         output = prediction
@@ -92,7 +93,7 @@ class PNDMRun(Run):
             self.origin, self.stages = x, []
             self.history = [output, *self.history]
         self.stages.append(output)
-        level, target = self.levels[self.calls - stage], self.halves[i][stage % 2]
+        level, target = self.levels[self.calls - stage], self.halves(i)[stage % 2]
         move = self._coefficients(level, target)
         if stage < 3:
             return self._move(self.origin, move, (1.0,), (output,))
@@ -100,8 +101,8 @@ class PNDMRun(Run):
 
     def _multistep(self, output: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
         """Equation 12, and its lower orders while there is less history."""
-        repeat = self.repeats[i]
-        if self.calls == 1 and repeat is not None:
+        repeat = self.repeat(i) if self.calls == 1 else None
+        if repeat is not None:
             return self._move(self.origin, self._coefficients(*repeat), (1 / 2, 1 / 2), (output, self.history[0]))
         if self.own_steps and self.targets[i] == self.levels[i]:  # begun at the repetition: nothing to repeat
             self.calls -= 1
@@ -173,7 +174,6 @@ class PNDMScheduler(SchedulerMixin):
         as_published: bool = False,
     ) -> PNDMRun:
         final = Level.of_alpha_bar(self.final_alpha_cumprod.item())
-        visited, levels, targets = self._visit(steps, timesteps, sigmas, final)
         warm_up = not self.config.skip_prk_steps
         if warm_up and steps < 4:
             raise ValueError(
@@ -181,8 +181,9 @@ class PNDMScheduler(SchedulerMixin):
                 "with skip_prk_steps=True in its config it runs with any number"
             )
         if timesteps is not None or sigmas is not None or self._spacing is not None or as_published:
-            return self._own_plan(visited, levels, targets, warm_up)
+            return self._own_plan(*self._visit(steps, timesteps, sigmas, final), warm_up)
 
+        visited = self._on_grid(self._spaced_timesteps(steps), steps)
         # The reference's grid: every step is T//n timesteps long, whatever the spacing.
         stride = self.config.num_train_timesteps // steps
         half = stride // 2
@@ -203,8 +204,8 @@ class PNDMScheduler(SchedulerMixin):
             [level(t - stride) for t in calls],
             self.config.prediction_type,
             warm_up=12 if warm_up else 0,
-            repeats=[(level(t + stride), level(t)) for t in calls],
-            halves=[(level(t - half), level(t)) for t in calls],
+            repeat=lambda i: (level(calls[i] + stride), level(calls[i])),
+            halves=lambda i: (level(calls[i] - half), level(calls[i])),
             own_steps=False,
         )
 
@@ -221,17 +222,14 @@ class PNDMScheduler(SchedulerMixin):
             calls = [*visited[:2], *visited[1:]]
             at = [*levels[:2], *levels[1:]]
             to = [*targets[:1], *levels[1:2], *targets[1:]]
-        repeats: list[tuple[Level, Level] | None] = [None] * len(calls)
-        if not warm_up and len(visited) > 1:
-            repeats[1] = (levels[0], levels[1])
         return PNDMRun(
             calls,
             at,
             to,
             self.config.prediction_type,
             warm_up=12 if warm_up else 0,
-            repeats=repeats,
-            halves=list(zip(at[1:], at, strict=False)),  # read during Runge-Kutta only, which never ends the list
+            repeat=lambda i: (levels[0], levels[1]) if i == 1 and not warm_up and len(visited) > 1 else None,
+            halves=lambda i: (at[i + 1], at[i]),  # asked for during Runge-Kutta only, which never ends the list
             own_steps=True,
         )
 
