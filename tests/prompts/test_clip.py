@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from langevin.prompts.clip import encode_clip, encode_prompts
+from langevin.prompts.clip import encode_prompts
 from tests.conftest import reference_parts
 
 
@@ -80,7 +80,8 @@ def test_counts_and_shapes_that_do_not_fit_are_refused(encode):
 
 def test_a_cut_prompt_is_said_with_the_words_lost(parts, caplog):
     with caplog.at_level(logging.WARNING), torch.no_grad():
-        encode_clip(parts["tokenizer"], parts["text_encoder"], ["abcdefghijklmnopqrstuvwxyz", "short"])
+        texts = ["abcdefghijklmnopqrstuvwxyz", "short"]
+        encode_prompts(parts["tokenizer"], parts["text_encoder"], texts, with_negative=False, long_prompts="cut")
     (record,) = caplog.records
     assert "16 tokens" in record.message
     assert "opqrstuvwxyz" in record.message

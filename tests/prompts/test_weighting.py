@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from langevin.prompts.chunks import chunk_text, part_at_comma, part_at_sentence, part_at_word
-from langevin.prompts.clip import encode_clip, encode_prompts
+from langevin.prompts.clip import encode_prompts
 from langevin.prompts.encoder import PromptEncoder
 from langevin.prompts.tree import And, Fragment, Text
 from langevin.prompts.weighting import GRAMMARS, Encoding, embed_trees, grammar
@@ -231,7 +231,7 @@ def test_encoders_that_want_it_get_the_mask_of_padding(tmp_path):
     with torch.no_grad():
         expected = parts["text_encoder"](tokens.input_ids, attention_mask=tokens.attention_mask)[0]
     with torch.no_grad():
-        got = encode_clip(parts["tokenizer"], parts["text_encoder"], ["a cat"])
+        got = encode_prompts(parts["tokenizer"], parts["text_encoder"], "a cat", with_negative=False).positive
     assert torch.equal(got, expected)
 
 

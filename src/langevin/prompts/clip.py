@@ -14,33 +14,6 @@ from langevin.prompts.weighting import Encoding, embed_trees, grammar
 _LONG_PROMPTS = ("chunk", "cut")
 
 
-def encode_clip(
-    tokenizer: Any,
-    text_encoder: Any,
-    texts: Sequence[str],
-    *,
-    clip_skip: int | None = None,
-    length: int | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Embeddings of each text, taken literally and padded to the encoder's window.
-
-    Args:
-        clip_skip: how many of the encoder's last layers to leave out; the final norm is applied all the same.
-        length: tokens per text; the tokenizer's window if None. Longer texts are cut, with a warning that names
-            the words lost.
-
-    Returns:
-        ``(len(texts), length, dim)`` in the encoder's dtype.
-
-    Raises:
-        ValueError: if ``clip_skip`` leaves no layer.
-    """
-    encode = Encoding(PromptEncoder(tokenizer, text_encoder, window=length, device=device), clip_skip)
-    literal = grammar("none")
-    return torch.cat(embed_trees(encode, [literal.parse(text) for text in texts], literal.arithmetic, cut=True))
-
-
 class TextEncoding:
     """Prompt and negative prompt of one call, as embeddings ready for the loop.
 

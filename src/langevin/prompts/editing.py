@@ -24,6 +24,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from langevin.prompts.weighting import grammar as check_grammar
+
 Schedule = list[tuple[int, str]]
 """Which prompt holds from which step on (counted from 0), in order; the first entry is step 0's."""
 
@@ -33,7 +35,6 @@ _TOKEN = re.compile(r"\\.?|[\[\]():|]|[^\\\[\]():|]+", re.DOTALL)
 _WHEN = re.compile(rf"\s*({_NUMBER})\s*")
 _SLIDE = re.compile(rf"\s*({_NUMBER})\s*~\s*({_NUMBER})\s*")
 _SLIDE_AFTER = re.compile(rf"({_NUMBER})~({_NUMBER})")
-_GRAMMARS = ("compel", "a1111", "comfyui", "none")
 
 
 @dataclass
@@ -150,8 +151,7 @@ def _at(plan: _Plan, step: int, steps: int) -> Iterator[str]:
 
 def _read(prompt: str, grammar: str) -> _Plan:
     """Find the forms, in one pass over the tokens."""
-    if grammar not in _GRAMMARS:
-        raise ValueError(f"prompt_weighting is {grammar!r}; allowed: {', '.join(map(repr, _GRAMMARS))}")
+    check_grammar(grammar)
     if grammar == "none" or ("[" not in prompt and "~" not in prompt):
         return _Plan([prompt])
     plan = _Plan(_TOKEN.findall(prompt))

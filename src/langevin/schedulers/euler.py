@@ -14,7 +14,7 @@ import torch
 from ..checkpoints.config import register_to_config
 from .base import DrawNoise, StepOutput, combine, draw
 from .noise import Level
-from .sigma import SigmaRun, SigmaScheduler
+from .sigma import SigmaRun, SigmaScheduler, churned
 
 
 class EulerRun(SigmaRun):
@@ -29,23 +29,21 @@ class EulerRun(SigmaRun):
         self.coefficients = []
         for level, target in zip(self.levels, self.targets, strict=True):
             sigma = level.sigma
-            churned = s_churn > 0.0 and s_tmin <= sigma <= s_tmax
-            gamma = min(s_churn / steps, math.sqrt(2) - 1) if churned else 0.0  # algorithm 2, line 3
-            sigma_hat = sigma + gamma * sigma  # line 5
+            sigma_hat = churned(sigma, steps, s_churn, s_tmin, s_tmax)  # algorithm 2, lines 3 and 5
             added = s_noise * math.sqrt(sigma_hat**2 - sigma**2)  # line 6
 
             # x0 = p·x̂ + q·output. The network saw x before the noise went in, which v's weights know and ε's do not.
             p, q = self.to_x0(Level(1.0, sigma_hat) if self.prediction_type in self._read_after_churn else level)
             h = (target.sigma - sigma_hat) / sigma_hat if sigma_hat else 0.0
-            self.coefficients.append((1.0 + h * (1.0 - p), -h * q, gamma > 0.0, added, p, q))  # lines 7 and 8
+            self.coefficients.append((1.0 + h * (1.0 - p), -h * q, sigma_hat > sigma, added, p, q))  # lines 7 and 8
 
     def noise_kept(self, i: int) -> float | None:
         return None if self.coefficients[i][2] else self.targets[i].sigma
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
-        of_x, of_prediction, churned, added, p, q = self.coefficients[i]
+        of_x, of_prediction, raised, added, p, q = self.coefficients[i]
         dtype = x.dtype
-        if churned:
+        if raised:
             x = combine((1.0, x), (added, (noise or draw)(prediction)))
         previous = combine((of_x, x), (of_prediction, prediction))
         return StepOutput(previous.to(dtype), lambda: combine((p, x), (q, prediction)).to(dtype))

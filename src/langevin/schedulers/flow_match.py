@@ -17,6 +17,7 @@ from ..checkpoints.config import register_to_config
 from . import spacing as spacings
 from .base import CountedSteps, DrawNoise, Run, StepOutput, combine, draw, upcast
 from .noise import Level
+from .sigma import churned
 
 
 def shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
@@ -122,9 +123,7 @@ class FlowHeunRun(FlowRun):
         self.churns = []
         for i, level in enumerate(self.levels):
             sigma = self.levels[i - 1].sigma if i % 2 else level.sigma  # where the step began
-            churned = s_churn > 0.0 and s_tmin <= sigma <= s_tmax
-            gamma = min(s_churn / (len(self.sigmas) - 1), math.sqrt(2) - 1) if churned else 0.0
-            hat, keep = sigma * (1.0 + gamma), 1.0
+            hat, keep = churned(sigma, len(self.sigmas) - 1, s_churn, s_tmin, s_tmax), 1.0
             if self.as_published:  # noise at most, and the image fades as it comes in
                 hat = min(hat, 1.0)
                 keep = (1.0 - hat) / (1.0 - sigma) if hat > sigma else 1.0
@@ -132,12 +131,12 @@ class FlowHeunRun(FlowRun):
             self.churns.append((hat, keep, added, hat > sigma))
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
-        hat, keep, added, churned = self.churns[i]
+        hat, keep, added, raised = self.churns[i]
         if self.halfway is None:
             start = x
             h = self.targets[i].sigma - hat
             slope = [(1.0, prediction)]
-            if churned:
+            if raised:
                 sigma = self.levels[i].sigma
                 start = combine((keep, x), (added, (noise or draw)(prediction)))
                 if self.as_published:  # (x̂ - x0)/σ̂, and x0 = x - σ·output
@@ -147,7 +146,7 @@ class FlowHeunRun(FlowRun):
             self.halfway = combine((1.0, start), *((h / 2 * w, part) for w, part in slope))
             previous = combine((1.0, start), *((h * w, part) for w, part in slope))
         else:
-            if churned and not self.as_published:  # without effect, but later draws depend on it
+            if raised and not self.as_published:  # without effect, but later draws depend on it
                 (noise or draw)(prediction)
             previous = combine((1.0, self.halfway), ((self.levels[i].sigma - hat) / 2, prediction))
             self.halfway = None

@@ -19,7 +19,7 @@ from ..checkpoints.config import register_to_config
 from . import prediction as predictions
 from .base import CountedSteps, DrawNoise, Run, StepOutput, combine
 from .noise import Level
-from .pndm import _ADAMS_BASHFORTH as ADAMS_BASHFORTH
+from .pndm import ADAMS_BASHFORTH
 
 
 class IPNDMRun(Run):

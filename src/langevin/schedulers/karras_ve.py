@@ -17,6 +17,7 @@ from ..outputs import BaseOutput
 from . import spacing as spacings
 from .base import DrawNoise, Run, SchedulerMixin, StepOutput, combine, draw
 from .noise import Level
+from .sigma import churned
 
 
 class Churn(NamedTuple):
@@ -29,8 +30,7 @@ class Churn(NamedTuple):
 
     def raised(self, sigma: float, steps: int) -> tuple[float, float]:
         """(σ̂, standard deviation of the noise that leads there): algorithm 2, lines 3 to 6."""
-        inside = self.s_min <= sigma <= self.s_max
-        hat = sigma * (1.0 + min(self.s_churn / steps, math.sqrt(2) - 1) if inside else 1.0)
+        hat = churned(sigma, steps, self.s_churn, self.s_min, self.s_max)
         return hat, self.s_noise * math.sqrt(hat**2 - sigma**2)
 
 

@@ -18,7 +18,7 @@ from .base import DrawNoise, Run, SchedulerMixin, StepOutput, combine
 from .noise import Level, NoiseSchedule
 
 # Adams-Bashforth weights of the newest ε, the one before, … (equation 12 is the last row).
-_ADAMS_BASHFORTH = (
+ADAMS_BASHFORTH = (
     (1.0,),
     (3 / 2, -1 / 2),
     (23 / 12, -16 / 12, 5 / 12),
@@ -109,7 +109,7 @@ class PNDMRun(Run):
             return x
         self.origin = x if self.calls == 0 else None
         self.history = [output, *self.history[:3]]
-        weights = _ADAMS_BASHFORTH[len(self.history) - 1]
+        weights = ADAMS_BASHFORTH[len(self.history) - 1]
         return self._move(x, self.moves[i], weights, self.history)
 
     def _coefficients(self, level: Level, target: Level) -> tuple[float, float]:

@@ -17,6 +17,14 @@ from .base import CountedSteps, Run, per_image
 from .noise import SMALLEST_ALPHA_BAR, Level, NoiseSchedule
 
 
+def churned(sigma: float, steps: int, s_churn: float, s_tmin: float = 0.0, s_tmax: float = math.inf) -> float:
+    """σ̂, to which fresh noise raises σ before a step, if σ lies in [s_tmin, s_tmax] (arXiv:2206.00364, algorithm 2,
+    lines 3 and 5)."""
+    if not (s_churn > 0.0 and s_tmin <= sigma <= s_tmax):
+        return sigma
+    return sigma + min(s_churn / steps, math.sqrt(2) - 1) * sigma
+
+
 class SigmaRun(Run):
     """A run over ``sigmas``: one per call, and the one where it ends."""
 
