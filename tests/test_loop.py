@@ -137,19 +137,21 @@ def test_a_guider_may_ask_the_network_again():
 
 
 def test_a_guider_hands_an_attention_function_down_the_call():
+    """The denoiser tells it whose rows it sees."""
     seen = []
 
     class Network(PointNetwork):
         def forward(self, x, t, target, return_dict=True, attention=None):
-            seen.append(attention)
+            seen.append(attention and attention("q", "k", "v", None, "layer"))
             return super().forward(x, t, target)
 
     class Watch(Guider):
         def attention(self, step):
-            return "a function" if step.index == 1 else None
+            return (lambda *args, names: (args, names)) if step.index == 1 else None
 
-    run_to({"positive": target(0)}, [Watch()], Network(), steps=3)
-    assert seen == [None, "a function", None]
+    branches = {"positive": target(0), "negative": target(1)}
+    run_to(branches, [ClassifierFreeGuidance(3.0), Watch()], Network(), steps=3)
+    assert seen == [None, (("q", "k", "v", None, "layer"), ("negative", "positive")), None]
 
 
 def test_start_and_stop_split_a_run_without_a_trace():
@@ -181,8 +183,44 @@ def test_conditions_are_stacked_in_branch_order_nested_ones_too():
     stacked = stack_conditions([a, b])
     assert stacked["h"].tolist() == [[0, 0], [1, 1]]
     assert stacked["added"]["ids"][:, 0].tolist() == [0, 1]
-    with pytest.raises(ValueError, match="different conditions"):
-        stack_conditions([a, {"h": torch.zeros(1, 2)}])
+
+
+@pytest.mark.parametrize("other", [{"more": torch.zeros(2, 1)}, {"target": torch.ones(2, 1, 4, 4)}])
+def test_branches_of_other_names_or_shapes_go_through_apart(other):
+    """A prompt of two windows and a concept of one, say."""
+
+    class Network(PointNetwork):
+        def forward(self, x, t, target, more=None, return_dict=True):
+            return super().forward(x, t, target)
+
+    network = Network()
+    branches = {"positive": target(0.3), "negative": {**target(0.1), **other}}
+    alike = {"positive": target(0.3), "negative": {**target(0.1)}}
+    x = run_to(branches, [ClassifierFreeGuidance(3.0)], network, steps=2)
+    assert network.rows == [2, 2, 2, 2]
+    if "more" in other:
+        torch.testing.assert_close(x, run_to(alike, [ClassifierFreeGuidance(3.0)], steps=2))
+
+
+def test_channels_are_joined_to_x_and_inputs_say_more():
+    seen = []
+
+    class Network(PointNetwork):
+        def forward(self, x, t, target, residual=None, return_dict=True):
+            seen.append((x.shape[1], x[:, 1:].mean().item(), residual))
+            return (target.expand_as(x[:, :1]),)
+
+    def more(x, step, names, told):
+        assert x.shape[1] == 1, "inputs see x without the channels that are joined to it"
+        return {**told, "residual": (step.index, names, told["maps"]["hint"].shape[0])}
+
+    told = {"channels": torch.full((2, 2, 4, 4), 5.0), "maps": {"hint": torch.zeros(2, 1)}, **target(0.0)}
+    denoiser = NetworkDenoiser(Network(), [more])
+    noise = Noise.from_seeds([0, 1])
+    x = torch.zeros(2, 1, 4, 4)
+    branches = {"positive": told, "negative": dict(told)}
+    denoise(x, scheduler().plan(2), denoiser, branches, [ClassifierFreeGuidance(2.0)], noise=noise)
+    assert seen == [(3, 5.0, (i, ("negative", "positive"), 4)) for i in range(2)]
 
 
 def test_eight_threads_on_one_scheduler_and_one_guider_give_the_serial_result():

@@ -22,16 +22,47 @@ class VaeCodec:
         self.shift = vae.config.get("shift_factor") or 0.0
 
     @property
+    def channels(self) -> int:
+        """Of the latents."""
+        return self.vae.config.latent_channels
+
+    @property
     def scale_factor(self) -> int:
         """Pixels per latent in each direction."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def encode(self, pixels: Tensor, noise: Noise | None = None) -> Tensor:
         """``(batch, 3, height, width)`` in [-1, 1] to latents: drawn with ``noise``, else the mode."""
+        return (self.posterior(pixels, noise) - self.shift) * self.scale
+
+    def posterior(self, pixels: Tensor, noise: Noise | None = None) -> Tensor:
+        """Latents as the autoencoder gives them, not scaled: drawn with ``noise``, else the mode."""
         posterior = self.vae.encode(pixels).latent_dist
-        z = posterior.mode() if noise is None else posterior.mean + posterior.std * noise(posterior.mean)
-        return (z - self.shift) * self.scale
+        return posterior.mode() if noise is None else posterior.mean + posterior.std * noise(posterior.mean)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to ``(batch, 3, height, width)``, about [-1, 1] (not clamped)."""
         return self.vae.decode(latents / self.scale + self.shift, return_dict=False)[0]
+
+
+class PixelCodec:
+    """For networks that denoise the pixels themselves: nothing to do.
+
+    Args:
+        channels: of the pictures.
+    """
+
+    scale_factor = 1
+
+    def __init__(self, channels: int = 3) -> None:
+        self.channels = channels
+
+    def encode(self, pixels: Tensor, noise: Noise | None = None) -> Tensor:
+        """``(batch, channels, height, width)`` in [-1, 1], as it is."""
+        return pixels
+
+    posterior = encode
+
+    def decode(self, x: Tensor) -> Tensor:
+        """x, as it is."""
+        return x

@@ -2,68 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from langevin.guiders.base import Conditions
+from langevin.guiders.base import Conditions, Input, Step
 
 
 class NetworkDenoiser:
-    """``denoiser(x, t, branches, attention=None) -> {branch: prediction}`` around a UNet-like network.
+    """``denoiser(x, step, branches, attention=None) -> {branch: prediction}`` around a UNet-like network.
 
-    Made for one call. Wrappers (extra channels, control residuals, windows) are functions around such a function.
+    Made for one call. Wrappers (windows, caches) are functions around such a function.
 
     Args:
         network: called as ``network(x, t, **conditions, return_dict=False)``; its first output is the prediction.
+        inputs: see :attr:`langevin.guiders.base.Setup.inputs`.
         fixed: keyword arguments that are the same for all branches.
     """
 
-    def __init__(self, network: nn.Module, **fixed: Any) -> None:
+    def __init__(self, network: nn.Module, inputs: Sequence[Input] = (), **fixed: Any) -> None:
         self.network = network
+        self.inputs = inputs
         self.fixed = fixed
-        self._batched: tuple[list[Conditions], list[int], dict[str, Any]] = ([], [], {})
+        self._known: tuple[list[Conditions], list[int], list[tuple[tuple[str, ...], dict[str, Any]]]] = ([], [], [])
 
     def __call__(
-        self, x: Tensor, t: float | Tensor, branches: Mapping[str, Conditions], attention: Callable | None = None
+        self, x: Tensor, step: Step, branches: Mapping[str, Conditions], attention: Callable | None = None
     ) -> dict[str, Tensor]:
         """Predict for each branch.
 
         Args:
             x: ``(batch, channels, height, width)``, scaled for the network.
-            t: timestep, one for the batch.
+            step: says what timestep the network is told.
             branches: conditions by branch name; each tensor has ``batch`` rows.
-            attention: an attention function handed to every attention layer of the network.
+            attention: an attention function handed to every attention layer of the network; see
+                :meth:`langevin.guiders.base.Guider.attention`.
         """
-        count = len(branches)
-        extra = self.fixed if attention is None else {**self.fixed, "attention": attention}
-        conditions = self._batch(list(branches.values()))
-        x = x if count == 1 else torch.cat([x] * count)
-        output = self.network(x, t, **conditions, **extra, return_dict=False)[0]
-        return dict(zip(branches, output.chunk(count) if count > 1 else (output,), strict=True))
+        predictions: dict[str, Tensor] = {}
+        for names, stacked in self._batches(branches):
+            count = len(names)
+            rows = x if count == 1 else torch.cat([x] * count)
+            told = {k: v for k, v in stacked.items() if k != "channels"}
+            for more in self.inputs:
+                told = more(rows, step, names, told)
+            told.pop("maps", None)
+            if attention is not None:
+                told["attention"] = partial(attention, names=names)
+            if "channels" in stacked:
+                rows = torch.cat([rows, stacked["channels"]], dim=1)
+            output = self.network(rows, step.timestep, **told, **self.fixed, return_dict=False)[0]
+            predictions.update(zip(names, output.chunk(count) if count > 1 else (output,), strict=True))
+        return predictions
 
-    def _batch(self, branches: list[Conditions]) -> dict[str, Any]:
-        """Stack the branches' tensors; the last stack is kept, since most steps ask for the same one."""
-        _, known, stacked = self._batched
-        numbers = list(map(id, branches))
+    def _batches(self, branches: Mapping[str, Conditions]) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+        """Which branches go through together, and their stacked tensors.
+
+        The last answer is kept, since most steps ask for the same.
+        """
+        conditions = list(branches.values())
+        _, known, batches = self._known
+        numbers = list(map(id, conditions))
         if numbers != known:
-            stacked = stack_conditions(branches)
-            self._batched = (branches, numbers, stacked)  # the branches too, so that their ids stay theirs
-        return stacked
+            alike: dict[Any, list[str]] = {}
+            for name, told in branches.items():
+                alike.setdefault(_form(told), []).append(name)
+            batches = [(tuple(names), stack_conditions([branches[n] for n in names])) for names in alike.values()]
+            self._known = (conditions, numbers, batches)  # the branches too, so that their ids stay theirs
+        return batches
 
 
-def stack_conditions(branches: list[Conditions]) -> dict[str, Any]:
-    """Concatenate the tensors of several branches, name by name, nested dicts included.
+def _form(value: Any) -> Any:
+    """What must be the same in two branches for them to share a batch: names and shapes."""
+    if isinstance(value, Mapping):
+        return frozenset((name, _form(inner)) for name, inner in value.items())
+    return tuple(value.shape) if isinstance(value, Tensor) else id(value)
 
-    Raises:
-        ValueError: if the branches do not have the same names.
-    """
+
+def stack_conditions(branches: Sequence[Conditions]) -> dict[str, Any]:
+    """Concatenate the tensors of branches with the same names and shapes, name by name, nested dicts included."""
     first = branches[0]
-    if any(b.keys() != first.keys() for b in branches):
-        names = " / ".join(", ".join(b) for b in branches)
-        raise ValueError(f"branches carry different conditions ({names}); each needs the same names")
     if len(branches) == 1:
         return dict(first)
     stacked: dict[str, Any] = {}

@@ -45,7 +45,7 @@ def denoise(
     )
     i = start
     while i < (len(run) if stop is None else stop):  # an adaptive run grows on the way
-        step = Step(i, len(run), run.timesteps[i], run, branches, denoiser, noise)
+        step = Step(i, len(run), run.timesteps[i], run, branches, denoiser, noise, start)
         names, attention = ["positive"], None
         for guider in before:
             x = guider.before(x, step)

@@ -44,6 +44,11 @@ class Noise:
         """One CPU generator per seed."""
         return cls([Generator("cpu").manual_seed(s) for s in seeds])
 
+    @property
+    def per_picture(self) -> bool:
+        """Whether each picture has a generator of its own."""
+        return isinstance(self.generator, Sequence)
+
     def draw(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
         """Noise of ``shape`` (its first dimension counts the pictures).
 

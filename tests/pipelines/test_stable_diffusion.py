@@ -9,83 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-import langevin
 from langevin import ClassifierFreeGuidance, Guider, StableDiffusionPipeline
 from langevin.media.picture import Picture
-from tests.conftest import in_threads, reference_parts
-
-ATOL = 1e-4
-SCHEDULERS = {
-    "ddim": ("DDIMScheduler", dict(beta_schedule="scaled_linear", steps_offset=1, clip_sample=False)),
-    "ddim v trailing": (
-        "DDIMScheduler",
-        dict(prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False, steps_offset=1),
-    ),
-    "ddim old config": ("DDIMScheduler", {}),
-    "pndm": ("PNDMScheduler", dict(skip_prk_steps=True, steps_offset=1)),
-    "pndm prk": ("PNDMScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", dict(beta_schedule="scaled_linear")),
-    "euler karras v": ("EulerDiscreteScheduler", dict(use_karras_sigmas=True, prediction_type="v_prediction")),
-    "ddpm": ("DDPMScheduler", {}),
-    "euler a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "lms": ("LMSDiscreteScheduler", {}),
-    "dpm++ 2m karras": ("DPMSolverMultistepScheduler", dict(use_karras_sigmas=True)),
-    "unipc": ("UniPCMultistepScheduler", {}),
-}
-UNETS = {
-    "sd1": {},
-    "sd2": dict(use_linear_projection=True, attention_head_dim=(2, 4), upcast_attention=True),
-    "distilled": dict(time_cond_proj_dim=16),
-}
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """A function (unet, scheduler, safety) -> (our pipeline, the reference's), on the same weights."""
-    import diffusers
-
-    made: dict = {}
-
-    def make(unet="sd1", scheduler="ddim", safety=False):
-        if (unet, safety) not in made:
-            folder = tmp_path_factory.mktemp("sd")
-            parts = reference_parts(folder, unet=UNETS[unet], safety=safety)
-            parts["text_encoder"].__dict__.setdefault("text_model", parts["text_encoder"])
-            pipe = diffusers.StableDiffusionPipeline(
-                **parts, scheduler=diffusers.DDIMScheduler(), requires_safety_checker=False
-            )
-            pipe.set_progress_bar_config(disable=True)
-            pipe.save_pretrained(folder / "checkpoint")
-            ours = StableDiffusionPipeline.from_pretrained(folder / "checkpoint")
-            ours.set_progress_bar_config(disable=True)
-            made[unet, safety] = ours, pipe
-        ours, theirs = made[unet, safety]
-        name, config = SCHEDULERS[scheduler]
-        # built anew, so that both apply what they do to old scheduler configs
-        components = {**ours.components, "scheduler": getattr(langevin, name)(**config)}
-        ours = StableDiffusionPipeline(**components, requires_safety_checker=False)
-        components = {**theirs.components, "scheduler": getattr(diffusers, name)(**config)}
-        theirs = diffusers.StableDiffusionPipeline(**components, requires_safety_checker=False)
-        for pipe in (ours, theirs):
-            pipe.set_progress_bar_config(disable=True)
-        return ours, theirs
-
-    return make
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def images(pipe, *args, seed=0, **kwargs):
-    return pipe(*args, generator=generator(seed), output_type="np", **kwargs).images
-
-
-def assert_same(both_pipes, *args, **kwargs):
-    ours, theirs = (images(pipe, *args, **kwargs) for pipe in both_pipes)
-    assert ours.shape == theirs.shape
-    np.testing.assert_allclose(ours, theirs, atol=ATOL)
+from tests.conftest import in_threads
+from tests.pipelines.family_checks import ATOL, SCHEDULERS, assert_same, generator, images
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

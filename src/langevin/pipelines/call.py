@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langevin.guiders.base import Conditions, Denoiser, Guider, Step
+from langevin.guiders.base import Guider, Setup, Step
 from langevin.guiders.classifier_free import ClassifierFreeGuidance
 from langevin.guiders.rescale import GuidanceRescale
 from langevin.loop import denoise
@@ -55,24 +55,10 @@ class Call:
     is the pipeline's.
     """
 
-    def __init__(
-        self,
-        pipeline: Any,
-        run: Any,
-        branches: dict[str, Conditions],
-        guiders: Sequence[Guider],
-        noise: Callable[[Tensor], Tensor],
-        callbacks: Callbacks,
-        steps: int,
-        **visible: Any,
-    ) -> None:
+    def __init__(self, pipeline: Any, setup: Setup, callbacks: Callbacks, **visible: Any) -> None:
         self.pipeline = pipeline
-        self.run = run
-        self.branches = branches
-        self.guiders = [guider.begin() for guider in guiders]
-        self.noise = noise
+        self.setup = setup
         self.callbacks = callbacks
-        self.steps = steps
         self.interrupt = False
         self.__dict__.update(visible)
 
@@ -90,7 +76,7 @@ class Call:
             self.__dict__[name] = value
 
     def _guidance(self) -> list[ClassifierFreeGuidance]:
-        return [g for g in self.guiders if isinstance(g, ClassifierFreeGuidance)]
+        return [g for g in self.setup.guiders if isinstance(g, ClassifierFreeGuidance)]
 
     @property
     def guidance_scale(self) -> float:
@@ -98,24 +84,30 @@ class Call:
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        return "negative" in self.branches and self.guidance_scale > 1
+        return "negative" in self.setup.branches and self.guidance_scale > 1
 
     @property
     def num_timesteps(self) -> int:
-        return len(self.run)
+        return max(len(self.setup.run) - self.setup.start, 0)
 
-    def denoise(self, x: Tensor, denoiser: Denoiser, start: int = 0) -> Tensor:
-        """Run the loop with progress bar and callbacks; x is at the level of network call ``start``."""
-        order = self.pipeline.scheduler.order
-        total = len(self.run)
+    def denoise(self) -> Tensor:
+        """Let the guiders prepare the call, then run the loop with progress bar and callbacks."""
+        setup = self.setup
+        for guider in setup.guiders:
+            guider.prepare(setup)
+        if setup.x is None:
+            setup.x = setup.first_noise() * setup.run.init_noise_sigma
+        run, start, order = setup.run, setup.start, setup.order
+        steps = max(setup.steps - start // order, 0)
+        total = max(len(run) - start, 0)
         # solvers that start with extra network calls report no progress for those
-        warm_up = max(total - start - self.steps * order, 0)
-        with self.pipeline.progress_bar(total=min(self.steps, total)) as bar:
+        warm_up = max(total - steps * order, 0)
+        with self.pipeline.progress_bar(total=min(steps, total)) as bar:
 
             def on_step(step: Step, x: Tensor) -> Tensor | None:
                 x = self._on_step_end(step, x)
                 done = step.index - start + 1
-                last = step.index == len(self.run) - 1  # an adaptive run grows on the way
+                last = step.index == len(run) - 1  # an adaptive run grows on the way
                 if last or (done > warm_up and done % order == 0):
                     bar.update()
                     i = (step.index - start) // order
@@ -124,8 +116,22 @@ class Call:
                 return None if self.interrupt and not last else x
 
             return denoise(
-                x, self.run, denoiser, self.branches, self.guiders, noise=self.noise, start=start, on_step=on_step
+                setup.x,
+                run,
+                setup.denoiser,
+                setup.branches,
+                setup.guiders,
+                noise=setup.noise,
+                start=start,
+                on_step=on_step,
             )
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Pictures, ``(batch, channels, height, width)`` in about [-1, 1], as the guiders leave them."""
+        pixels = self.setup.codec.decode(x)
+        for guider in self.setup.guiders:
+            pixels = guider.finish(pixels, self.setup)
+        return pixels
 
     def _on_step_end(self, step: Step, x: Tensor) -> Tensor:
         if self.callbacks.on_step_end is None:
@@ -133,7 +139,7 @@ class Call:
         self.__dict__["latents"] = x
         tensors = {name: self._expose(name) for name in self.callbacks.tensor_inputs}
         t = torch.as_tensor(step.timestep)
-        changed = self.callbacks.on_step_end(self, step.index, t, tensors) or {}
+        changed = self.callbacks.on_step_end(self, step.index - step.start, t, tensors) or {}
         for name, value in changed.items():
             self._accept(name, value)
         return self.__dict__["latents"]
@@ -141,18 +147,20 @@ class Call:
     def _expose(self, name: str) -> Any:
         """A tensor under the name by which callbacks know it."""
         if name == "prompt_embeds":
-            positive = self.branches["positive"]["encoder_hidden_states"]
+            positive = self.setup.branches["positive"]["encoder_hidden_states"]
             if not self.do_classifier_free_guidance:
                 return positive
-            return torch.cat([self.branches["negative"]["encoder_hidden_states"], positive])
+            return torch.cat([self.setup.branches["negative"]["encoder_hidden_states"], positive])
         if name == "negative_prompt_embeds":
-            return self.branches["negative"]["encoder_hidden_states"] if "negative" in self.branches else None
-        return self.__dict__[name]
+            return (
+                self.setup.branches["negative"]["encoder_hidden_states"] if "negative" in self.setup.branches else None
+            )
+        return self.setup.tensors[name] if name in self.setup.tensors else self.__dict__[name]
 
     def _accept(self, name: str, value: Any) -> None:
         """Take back what a callback returned."""
         if name == "prompt_embeds":
-            size = self.branches["positive"]["encoder_hidden_states"].shape[0]
+            size = self.setup.branches["positive"]["encoder_hidden_states"].shape[0]
             if value.shape[0] == 2 * size:
                 self._replace("negative", value[:size])
                 value = value[size:]
@@ -160,17 +168,19 @@ class Call:
         elif name == "negative_prompt_embeds":
             if value is not None:
                 self._replace("negative", value)
+        elif name in self.setup.tensors:
+            self.setup.tensors[name] = value
         else:
             self.__dict__[name] = value
 
     def _replace(self, branch: str, embeds: Tensor) -> None:
-        old = self.branches[branch]
+        old = self.setup.branches[branch]
         if old["encoder_hidden_states"] is not embeds:
-            self.branches[branch] = {**old, "encoder_hidden_states": embeds}
+            self.setup.branches[branch] = {**old, "encoder_hidden_states": embeds}
 
 
 def compose_guiders(guidance_scale: float, guidance_rescale: float, guiders: Sequence[Guider]) -> list[Guider]:
-    """Classifier-free guidance first, then the caller's guiders, then rescale.
+    """Classifier-free guidance first, then ``guiders``, then rescale.
 
     A :class:`ClassifierFreeGuidance` or :class:`GuidanceRescale` among ``guiders`` takes the place of the built-in one.
     """

@@ -50,11 +50,12 @@ def call_settings(pipeline: Any, arguments: Mapping[str, Any], **more: Any) -> d
     """
     kept, left_out = {}, []
     for name, value in arguments.items():
-        if name == "callback_on_step_end_tensor_inputs" or value is None or value == () or value == []:
+        empty = value is None or (isinstance(value, (list, tuple)) and not value)
+        if name == "callback_on_step_end_tensor_inputs" or empty:
             continue
         if isinstance(value, PLAIN) or _is_plain_list(value):
             kept[name] = value
-        elif name == "guiders":
+        elif name in ("guiders", "control"):
             kept[name] = [describe_guider(guider) for guider in value]
         else:
             left_out.append(name)

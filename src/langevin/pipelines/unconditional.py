@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Generator
 
+from langevin.codecs import PixelCodec
 from langevin.denoiser import NetworkDenoiser
-from langevin.guiders.base import Guider
+from langevin.guiders.base import Guider, Input, Setup
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call, Callbacks
 from langevin.pipelines.output import ImagePipelineOutput
@@ -41,15 +42,29 @@ class UnconditionalPipeline(DiffusionPipeline):
         size = (size, size) if isinstance(size, int) else tuple(size)
         noise, seeds = noise_for(batch, get("generator"), get("seed"))
         accepted = {k: v for k, v in run_options.items() if k in self.scheduler.run_options}
-        run = self.scheduler.plan(steps, **accepted)
-        shape = (batch, self.unet.config.in_channels, *size)
-        x = noise.draw(shape, self.unet.dtype, self._execution_device) * run.init_noise_sigma
-        call = Call(self, run, {"positive": {}}, get("guiders"), noise, callbacks, steps)
-        x = call.denoise(x, NetworkDenoiser(self.unet))
+        codec = PixelCodec(self.unet.config.in_channels)
+        inputs: list[Input] = []
+        setup = Setup(
+            run=self.scheduler.plan(steps, **accepted),
+            steps=steps,
+            order=self.scheduler.order,
+            branches={"positive": {}},
+            guiders=[guider.begin() for guider in get("guiders")],
+            network=self.unet,
+            denoiser=NetworkDenoiser(self.unet, inputs),
+            inputs=inputs,
+            codec=codec,
+            noise=noise,
+            shape=(batch, codec.channels, *size),
+            device=self._execution_device,
+            dtype=self.unet.dtype,
+        )
+        call = Call(self, setup, callbacks)
+        pixels = call.decode(call.denoise())
 
         recorded = {k: v for k, v in arguments.items() if k not in ("generator", "output_type", "return_dict")}
         settings = call_settings(self, recorded, height=size[0], width=size[1], batch_size=None)
-        images = deliver(x, get("output_type"), per_picture(settings, seeds))
+        images = deliver(pixels, get("output_type"), per_picture(settings, seeds))
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images) if get("return_dict") else (images,)
 

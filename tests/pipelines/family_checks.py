@@ -1,0 +1,107 @@
+"""Pairs of pipelines, ours and the reference's, on the same weights; shared by the tests of the family."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+import langevin
+from tests.conftest import reference_parts
+
+ATOL = 1e-4
+SCHEDULERS = {
+    "ddim": ("DDIMScheduler", dict(beta_schedule="scaled_linear", steps_offset=1, clip_sample=False)),
+    "ddim v trailing": (
+        "DDIMScheduler",
+        dict(prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False, steps_offset=1),
+    ),
+    "ddim old config": ("DDIMScheduler", {}),
+    "pndm": ("PNDMScheduler", dict(skip_prk_steps=True, steps_offset=1)),
+    "pndm prk": ("PNDMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", dict(beta_schedule="scaled_linear")),
+    "euler karras v": ("EulerDiscreteScheduler", dict(use_karras_sigmas=True, prediction_type="v_prediction")),
+    "ddpm": ("DDPMScheduler", {}),
+    "euler a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "dpm++ 2m karras": ("DPMSolverMultistepScheduler", dict(use_karras_sigmas=True)),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+UNETS = {
+    "sd1": {},
+    "sd2": dict(use_linear_projection=True, attention_head_dim=(2, 4), upcast_attention=True),
+    "distilled": dict(time_cond_proj_dim=16),
+    "inpaint": dict(in_channels=9),
+    "pix2pix": dict(in_channels=8),
+}
+
+
+class Twins:
+    """``twins("StableDiffusionPipeline", unet="sd1", scheduler="euler")`` -> our pipeline and the reference's."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.made = {}
+
+    def __call__(self, name="StableDiffusionPipeline", *, unet="sd1", scheduler="ddim", safety=False, **parts):
+        """``parts`` are (ours, the reference's) of further components, by name; ``name`` may be such a pair too."""
+        import diffusers
+
+        if (unet, safety) not in self.made:
+            folder = self.folder / f"{unet}-{safety}"
+            theirs = reference_parts(folder, unet=UNETS[unet], safety=safety)
+            theirs["text_encoder"].__dict__.setdefault("text_model", theirs["text_encoder"])
+            pipe = diffusers.StableDiffusionPipeline(
+                **theirs, scheduler=diffusers.DDIMScheduler(), requires_safety_checker=False
+            )
+            pipe.save_pretrained(folder / "checkpoint")
+            ours = langevin.StableDiffusionPipeline.from_pretrained(folder / "checkpoint")
+            self.made[unet, safety] = ours.components, pipe.components
+        names = (name, name) if isinstance(name, str) else name
+        chosen, config = SCHEDULERS[scheduler]
+        pipes = []
+        for k, library in enumerate((langevin, diffusers)):
+            cls = getattr(library, names[k]) if isinstance(names[k], str) else names[k]
+            # built anew, so that both apply what they do to old scheduler configs
+            components = {**self.made[unet, safety][k], "scheduler": getattr(library, chosen)(**config)}
+            components |= {part: pair[k] for part, pair in parts.items()}
+            if "image_encoder" not in cls.__init__.__code__.co_varnames:
+                components.pop("image_encoder", None)
+            pipe = cls(**components, requires_safety_checker=False)
+            pipe.set_progress_bar_config(disable=True)
+            pipes.append(pipe)
+        return tuple(pipes)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def images(pipe, *args, **kwargs):
+    kwargs = {"generator": None if "seed" in kwargs else generator(), "output_type": "np", **kwargs}
+    return np.asarray(pipe(*args, **kwargs).images)
+
+
+def assert_same(both, *args, atol=ATOL, **kwargs):
+    """Same weights, same inputs, same seed: same pictures. ``kwargs`` may hold functions that make an argument anew."""
+    ours, theirs = (images(pipe, *args, **{k: made(v) for k, v in kwargs.items()}) for pipe in both)
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, atol=atol)
+
+
+def made(value):
+    return value() if getattr(value, "__name__", "") == "<lambda>" else value
+
+
+def picture(height=16, width=16, seed=0, count=None):
+    """A random tensor in [0, 1], smooth enough to be told from noise."""
+    rough = torch.rand(count or 1, 3, 4, 4, generator=generator(seed))
+    smooth = torch.nn.functional.interpolate(rough, (height, width), mode="bilinear")
+    return smooth if count else smooth[0]
+
+
+def pil(height=16, width=16, seed=0):
+    from PIL import Image
+
+    pixels = (picture(height, width, seed).permute(1, 2, 0).numpy() * 255).round().astype("uint8")
+    return Image.fromarray(pixels)
