@@ -19,6 +19,8 @@ _PUBLIC = {
     "langevin.pipelines.output": ["ImagePipelineOutput"],
     "langevin.pipelines.safety": ["StableDiffusionSafetyChecker"],
     "langevin.models.base": ["ModelMixin"],
+    "langevin.models.controlnet": ["ControlNetModel"],
+    "langevin.models.multi_controlnet": ["MultiControlNetModel"],
     "langevin.models.unet_2d": ["UNet2DModel"],
     "langevin.models.unet_2d_condition": ["UNet2DConditionModel"],
     "langevin.models.autoencoder_kl": ["AutoencoderKL"],

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import langevin
 from langevin import DDIMPipeline, DDPMPipeline, DiffusionPipeline, StableDiffusionPipeline
 from langevin.checkpoints.config import register_to_config
+from langevin.checkpoints.folders import BOX
 from langevin.models.base import ModelMixin
 from tests.checkpoints.nets import names, one_clear_line, same
 from tests.conftest import reference_parts
@@ -742,3 +743,35 @@ def test_saving_over_the_folder_it_was_loaded_from(folder, reference):
     pipe.save_pretrained(folder)
     assert alike(DiffusionPipeline.from_pretrained(folder), reference)
     assert transformers.utils.logging.is_progress_bar_enabled()
+
+
+# -- parts from a model in the box
+
+
+@pytest.fixture
+def sister(tmp_path):
+    """A pipeline that has a scheduler of its own and nothing else."""
+    shapes = BOX / "shapes"
+    index = json.loads((shapes / "model_index.json").read_text())
+    shutil.copytree(shapes / "scheduler", tmp_path / "sister" / "scheduler")
+    (tmp_path / "sister" / "model_index.json").write_text(json.dumps({**index, "_parts_from": "langevin/shapes"}))
+    return tmp_path / "sister"
+
+
+def test_parts_without_a_folder_come_from_the_model_in_the_box_that_is_named(sister, tmp_path):
+    pipe = DiffusionPipeline.from_pretrained(sister)
+    original = DiffusionPipeline.from_pretrained("langevin/shapes")
+    assert all(same(getattr(pipe, name), getattr(original, name)) for name in ("unet", "vae", "text_encoder"))
+    pipe.save_pretrained(tmp_path / "whole")
+    assert (tmp_path / "whole" / "unet").is_dir()
+    assert "_parts_from" not in (tmp_path / "whole" / "model_index.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["langevin/nothing", "../shapes", "langevin/../shapes", "/etc", "someone/shapes", 3, ""]
+)
+def test_parts_come_from_nowhere_but_the_box(sister, name):
+    index = json.loads((sister / "model_index.json").read_text())
+    (sister / "model_index.json").write_text(json.dumps({**index, "_parts_from": name}))
+    with one_clear_line("no model in the box"):
+        DiffusionPipeline.from_pretrained(sister)

@@ -6,28 +6,25 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from langevin.checkpoints.config import register_to_config
 from langevin.models.base import ModelMixin
 from langevin.models.layers.activation import activation
 from langevin.models.layers.attention import Attend
-from langevin.models.layers.blocks import DownStage, MidStage, UpStage, divisors, size_above
-from langevin.models.layers.conditioning import Conditioning, attention_bias, check_sample
+from langevin.models.layers.blocks import UpStage, divisors, size_above
 from langevin.models.layers.freeu import freeu
 from langevin.models.layers.grounding import BoxProjection
-from langevin.models.layers.kinds import DOWN, MID, UP, Options, check_stages, kind_of
+from langevin.models.layers.kinds import UP, check_stages, kind_of
 from langevin.models.layers.legacy import rename_old_attention
-from langevin.models.layers.map_attention import Call
-from langevin.models.layers.transformer import Mix
+from langevin.models.layers.way_down import WayDown, known_kwargs
 from langevin.models.outputs import UNet2DConditionOutput
 from langevin.models.unet_2d import Size
 
 PerStage = int | tuple[int, ...]
 
 
-class UNet2DConditionModel(Conditioning, ModelMixin):
+class UNet2DConditionModel(WayDown, ModelMixin):
     """A UNet whose layers look at a text (Rombach et al., 2022, section 3.3). Options are those of the config files.
 
     Args:
@@ -116,20 +113,15 @@ class UNet2DConditionModel(Conditioning, ModelMixin):
         channels = tuple(block_out_channels)
         stages, last = len(channels), len(channels) - 1
         check_stages(down_block_types=down_block_types, up_block_types=up_block_types, block_out_channels=channels)
-
-        def per_stage(name: str, value: Any) -> tuple[Any, ...]:
-            if not isinstance(value, Sequence):
-                return (value,) * stages
-            check_stages(block_out_channels=channels, **{name: value})
-            return tuple(value)
-
-        head_dims = per_stage("attention_head_dim", attention_head_dim)
-        heads = head_dims if num_attention_heads is None else per_stage("num_attention_heads", num_attention_heads)
-        layers = per_stage("layers_per_block", layers_per_block)
-        context_dims = per_stage("cross_attention_dim", cross_attention_dim)
-        depths = per_stage("transformer_layers_per_block", transformer_layers_per_block)
+        gated = attention_type in ("gated", "gated-text-image")
+        if not gated and attention_type != "default":
+            raise ValueError(
+                f"attention_type={attention_type!r} is unknown; use 'default', 'gated' or 'gated-text-image'"
+            )
+        layers = self._per_stage("layers_per_block")
+        depths = self._per_stage("transformer_layers_per_block")
         if reverse_transformer_layers_per_block is not None:
-            up_depths = per_stage("reverse_transformer_layers_per_block", reverse_transformer_layers_per_block)
+            up_depths = self._per_stage("reverse_transformer_layers_per_block")
         elif any(isinstance(d, Sequence) for d in depths):
             raise ValueError(
                 "transformer_layers_per_block has an entry per layer, and the way up has one layer more; "
@@ -137,72 +129,14 @@ class UNet2DConditionModel(Conditioning, ModelMixin):
             )
         else:
             up_depths = depths[::-1]
-        if mid_block_only_cross_attention is None:
-            mid_block_only_cross_attention = only_cross_attention if isinstance(only_cross_attention, bool) else False
-        only_context = per_stage("only_cross_attention", only_cross_attention)
 
-        self.conv_in = nn.Conv2d(in_channels, channels[0], conv_in_kernel, padding=(conv_in_kernel - 1) // 2)
-
-        emb_dim = self._add_conditioning(context_dims[0])
-        gated = attention_type in ("gated", "gated-text-image")
+        self._add_way_down()
         if gated:
+            context_dim = self._per_stage("cross_attention_dim")[0]
             self.position_net = BoxProjection(
-                context_dims[0] if isinstance(cross_attention_dim, int) else 768,
-                context_dims[0],
+                context_dim if isinstance(cross_attention_dim, int) else 768,
+                context_dim,
                 with_images=attention_type == "gated-text-image",
-            )
-        elif attention_type != "default":
-            raise ValueError(
-                f"attention_type={attention_type!r} is unknown; use 'default', 'gated' or 'gated-text-image'"
-            )
-
-        def options(i: int, **more: Any) -> Options:
-            settings: dict[str, Any] = {
-                "embedding_dim": emb_dim,
-                "embedding_use": resnet_time_scale_shift,
-                "activate_embedding": not resnet_skip_time_act,
-                "output_scale": resnet_out_scale_factor,
-                "eps": norm_eps,
-                "act": act_fn,
-                "groups": norm_num_groups,
-                "dropout": dropout,
-                "head_dim": head_dims[i],
-                "heads": heads[i],
-                "depth": depths[i],
-                "context_dim": context_dims[i],
-                "context_norm": cross_attention_norm,
-                "only_context": only_context[i],
-                "linear": use_linear_projection,
-                "upcast": upcast_attention,
-                "gated": gated,
-                "dual": dual_cross_attention,
-                "padding": downsample_padding,
-            }
-            return Options(**(settings | more))
-
-        self.down_blocks = nn.ModuleList(
-            DownStage(
-                kind_of(DOWN, name, "down_block_types"),
-                channels[max(i - 1, 0)],
-                channels[i],
-                layers=layers[i],
-                downsample=i < last,
-                options=options(i),
-            )
-            for i, name in enumerate(down_block_types)
-        )
-        self.mid_block = None
-        if mid_block_type is not None:
-            mid = kind_of(MID, mid_block_type, "mid_block_type")
-            self.mid_block = MidStage(
-                mid,
-                channels[-1],
-                layers=0 if mid.attention == "self" else 1,
-                options=options(
-                    last,
-                    output_scale=mid_block_scale_factor,
-                    only_context=mid_block_only_cross_attention and mid.attention == "added",
-                ),
             )
         up = range(last, -1, -1)
         self.up_blocks = nn.ModuleList(
@@ -213,7 +147,7 @@ class UNet2DConditionModel(Conditioning, ModelMixin):
                 channels[max(i - 1, 0)],
                 layers=layers[i] + 1,
                 upsample=i > 0,
-                options=options(i, depth=up_depths[last - i]),
+                options=self._options(i, depth=up_depths[last - i]),
             )
             for i, name in zip(up, up_block_types, strict=True)
         )
@@ -284,59 +218,33 @@ class UNet2DConditionModel(Conditioning, ModelMixin):
         Returns:
             The prediction, (batch, out_channels, height, width), in the dtype of ``sample``.
         """
-        config = self.config
-        kwargs = _known(cross_attention_kwargs)
-        if self._looks_at_text:
-            self._check_text(encoder_hidden_states, sample)
-        hint_channels = 4 if config["addition_embed_type"] == "image_hint" else 0
-        check_sample(sample, config["in_channels"] - hint_channels, self._multiple)
-        told = (timestep_cond, class_labels, added_cond_kwargs, encoder_hidden_states)
-        emb, hint = self._vector(sample, timestep, *told)
-        x = 2 * sample - 1.0 if config["center_input_sample"] else sample
-        if hint is not None:
-            x = torch.cat([x, hint], dim=1)
-        call = Call(
-            emb=emb,
-            context=self._tokens(encoder_hidden_states, added_cond_kwargs),
-            mask=attention_bias(attention_mask, sample, "attention_mask"),
-            context_mask=attention_bias(encoder_attention_mask, sample, "encoder_attention_mask"),
+        kwargs = known_kwargs(cross_attention_kwargs)
+        x, call = self._begin(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            class_labels=class_labels,
+            timestep_cond=timestep_cond,
+            attention_mask=attention_mask,
+            added=added_cond_kwargs,
             attention=attention,
+            encoder_attention_mask=encoder_attention_mask,
             grounding=self._ground(kwargs.get("gligen")),
-            mix=Mix(**kwargs.get("dual") or {}),
+            mix=kwargs.get("dual"),
         )
-
-        adapter = list(down_intrablock_additional_residuals or ())
-        control = down_block_additional_residuals
+        adapter, control = down_intrablock_additional_residuals, down_block_additional_residuals
         if control is not None and mid_block_additional_residual is None and not adapter:
-            adapter, control = list(control), None  # the old way to hand over a T2I-Adapter's maps
-        adapter.reverse()
+            adapter, control = control, None  # the old way to hand over a T2I-Adapter's maps
 
-        x = self.conv_in(x)
-        skips: list[Tensor | None] = [x]
-        stage: Any
-        for stage in self.down_blocks:
-            if stage.has_cross_attention:
-                x, outs, _ = stage(x, call, residual=adapter.pop() if adapter else None)
-            else:
-                x, outs, _ = stage(x, call)
-                if adapter:
-                    x = x + adapter.pop()
-                    if stage.downsamplers is None or stage.kind.family != "k":
-                        outs[-1] = x
-            skips += outs
+        x, skips = self._go_down(x, call, adapter or ())
         if control is not None:
             if len(control) != len(skips):
                 raise ValueError(
                     f"down_block_additional_residuals has {len(control)} maps; this network hands over {len(skips)}"
                 )
             skips = [skip + more for skip, more in zip(skips, control, strict=True)]  # type: ignore[operator]
-
-        if self.mid_block is not None:
-            x = self.mid_block(x, call)
-            if adapter and adapter[-1].shape == x.shape:
-                x = x + adapter.pop()
-        if control is not None and mid_block_additional_residual is not None:
-            x = x + mid_block_additional_residual
+            if mid_block_additional_residual is not None:
+                x = x + mid_block_additional_residual
 
         for stage, change in zip(self.up_blocks, self._freeu, strict=True):
             size = size_above(stage, skips, sample, self._divisor)
@@ -355,12 +263,3 @@ class UNet2DConditionModel(Conditioning, ModelMixin):
                 "cross_attention_kwargs['gligen'] is for networks with attention_type='gated'; leave it out"
             )
         return self.position_net(**objects)
-
-
-def _known(kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    unknown = set(kwargs or ()) - {"gligen", "dual", "scale"}
-    if unknown:
-        raise ValueError(
-            f"cross_attention_kwargs has {', '.join(sorted(unknown))}; known are: gligen, dual, scale (of LoRA weights)"
-        )
-    return kwargs or {}

@@ -7,6 +7,7 @@ import functools
 import inspect
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,9 @@ INDEX = "model_index.json"
 CALL_DEFAULTS = "_call_defaults"
 """Entry of ``model_index.json`` for what a checkpoint's calls do best with, such as ``{"guidance_scale": 3.0}``. The
 reference library passes over entries that begin with an underscore."""
+
+PARTS_FROM = "_parts_from"
+"""Entry of ``model_index.json`` that names a model in the box whose parts take the place of those without a folder."""
 
 _LIBRARY_OF = {"StableDiffusionSafetyChecker": "stable_diffusion"}
 """Under which name the reference finds classes of ours that it does not keep in its top level."""
@@ -182,15 +186,16 @@ class DiffusionPipeline(ConfigMixin):
                     f"{root / INDEX} lists no {name!r}, which {pipeline_class.__name__} needs; pass {name}=…."
                 )
 
-        variants = _variants(root, to_load, variant)
+        homes = {name: _home(root, index, name) for name in to_load}
+        variants = _variants(root, {n: c for n, c in to_load.items() if homes[n] == root}, variant)
         dtypes = dtype if dtype is not None else torch_dtype
         for name, part_class in to_load.items():
             options: dict[str, Any] = {
-                "variant": variants[name],
+                "variant": variants.get(name),
                 "use_safetensors": use_safetensors,
                 "dtype": _dtype_of(name, dtypes),
             }
-            values[name] = _load_part(part_class, root, name, low_cpu_mem_usage, options)
+            values[name] = _load_part(part_class, homes[name], name, low_cpu_mem_usage, options)
         pipe = pipeline_class(**values)
         pipe.register_to_config(_name_or_path=given)
         if isinstance(index.get(CALL_DEFAULTS), dict):
@@ -653,6 +658,20 @@ def _variants(root: Path, classes: dict[str, type], variant: str | None) -> dict
         there = f"variants there: {', '.join(found)}" if found else "it has no variants; leave variant out"
         raise CheckpointError(f"No part of {root} has weights of the variant {variant!r}; {there}.")
     return chosen
+
+
+def _home(root: Path, index: dict[str, Any], part: str) -> Path:
+    """The folder in which a part's folder is: the pipeline's own, or that of the model in the box that it names."""
+    name = index.get(PARTS_FROM)
+    if name is None or (root / part).is_dir():
+        return root
+    home = folders.BOX / str(name).removeprefix("langevin/")
+    if not re.fullmatch(r"langevin/[\w-]+", str(name)) or not home.is_dir():
+        raise CheckpointError(
+            f"{root / INDEX} takes its {part} from {name!r}, which is no model in the box; put a folder {part} into "
+            f"{root}, or pass {part}=…."
+        )
+    return home
 
 
 def _dtype_of(part: str, dtypes: Any) -> torch.dtype | None:

@@ -121,7 +121,7 @@ class Conditioning(nn.Module):
         text: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The time and all that is added to it, (batch, width); and the map of a hint, where there is one."""
-        c, dtype, hint = self.config, sample.dtype, None
+        c, dtype = self.config, sample.dtype
         emb = self.time_embedding(self.time_proj(embeddings.per_sample(timestep, sample)).to(dtype), timestep_cond)
 
         if self.class_embedding is not None:
@@ -131,6 +131,14 @@ class Conditioning(nn.Module):
             told = self.class_embedding(labels).to(dtype)
             emb = torch.cat([emb, told], dim=-1) if c.get("class_embeddings_concat") else emb + told
 
+        emb, hint = self._add_to(emb, added, text)
+        return emb if self.time_embed_act is None else self.time_embed_act(emb), hint
+
+    def _add_to(
+        self, emb: Tensor, added: Mapping[str, Tensor] | None, text: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The vector with what ``addition_embed_type`` adds to it, and the map of a hint, where there is one."""
+        c, dtype, hint = self.config, emb.dtype, None
         kind = c.get("addition_embed_type")
         if kind == "text":
             emb = emb + self.add_embedding(text)
@@ -147,7 +155,7 @@ class Conditioning(nn.Module):
         elif kind == "image_hint":
             told, hint = self.add_embedding(*wanted(added, kind, "image_embeds", "hint"))
             emb = emb + told
-        return emb if self.time_embed_act is None else self.time_embed_act(emb), hint
+        return emb, hint
 
     def _tokens(self, text: Tensor | None, added: Mapping[str, Tensor] | None = None) -> Tensor | None:
         """What the layers look at, (batch, tokens, cross_attention_dim)."""
