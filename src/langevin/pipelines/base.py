@@ -170,7 +170,7 @@ class DiffusionPipeline(ConfigMixin):
         values = {name: index[name] for name in settings if name in index}
         values |= {name: kwargs.pop(name) for name in [*parts, *settings] if name in kwargs}
         pipeline_class._tell_ignored(index, kwargs, parts + settings, root)
-        to_load = {}
+        to_load, homes = {}, {}
         for name in parts:
             listed = index.get(name)
             if name in index and not (isinstance(listed, list) and len(listed) == 2):
@@ -178,7 +178,8 @@ class DiffusionPipeline(ConfigMixin):
             if name in values:
                 _check_replacement(name, values[name], listed, pipeline_class)
             elif listed is not None and listed[1] is not None:
-                to_load[name] = _part_class(name, listed[0], listed[1], root)
+                homes[name] = _home(root, index, name)
+                to_load[name] = _part_class(name, listed[0], listed[1], homes[name])
             elif listed is not None or name in pipeline_class._optional_components:
                 values[name] = None
             else:
@@ -186,7 +187,6 @@ class DiffusionPipeline(ConfigMixin):
                     f"{root / INDEX} lists no {name!r}, which {pipeline_class.__name__} needs; pass {name}=…."
                 )
 
-        homes = {name: _home(root, index, name) for name in to_load}
         variants = _variants(root, {n: c for n, c in to_load.items() if homes[n] == root}, variant)
         dtypes = dtype if dtype is not None else torch_dtype
         for name, part_class in to_load.items():
