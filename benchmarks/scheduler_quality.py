@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 import langevin
-from langevin.cli.choices import interchangeable
+from langevin.schedulers.catalogue import interchangeable
 from langevin.zoo.evaluate import prompts
 from langevin.zoo.reader import matches, read
 from langevin.zoo.world import parse

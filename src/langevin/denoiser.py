@@ -92,5 +92,14 @@ def stack_conditions(branches: Sequence[Conditions]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             stacked[name] = stack_conditions(values)
         else:
-            stacked[name] = torch.cat(values) if isinstance(value, Tensor) else value
+            stacked[name] = _cat(values) if isinstance(value, Tensor) else value
     return stacked
+
+
+def _cat(tensors: list[Tensor]) -> Tensor:
+    """``torch.cat``; but what is one and the same row in memory, such as a map for all branches, is not copied."""
+    first = tensors[0]
+    place = first.data_ptr(), first.stride()[1:]
+    if all((t.data_ptr(), t.stride()[1:]) == place and (len(t) == 1 or t.stride(0) == 0) for t in tensors):
+        return first[:1].expand(sum(map(len, tensors)), *first.shape[1:])
+    return torch.cat(tensors)

@@ -46,14 +46,14 @@ def denoise(
     i = start
     while i < (len(run) if stop is None else stop):  # an adaptive run grows on the way
         step = Step(i, len(run), run.timesteps[i], run, branches, denoiser, noise, start)
-        names, attention = ["positive"], None
+        names = ["positive"]
         for guider in before:
             x = guider.before(x, step)
         for guider in asking:
             names += [name for name in guider.needs(step) if name not in names]
         for guider in watching:
-            attention = guider.attention(step) or attention
-        predictions = step.predict(x, names[::-1], attention)
+            step.attention = guider.attention(step) or step.attention
+        predictions = step.predict(x, names[::-1], step.attention)
         prediction = predictions["positive"]
         for guider in combining:
             prediction = guider.combine(prediction, predictions, x, step)

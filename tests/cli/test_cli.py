@@ -236,8 +236,8 @@ def test_models_without_prompts(monkeypatch):
     assert files() == ["picture-5.png", "picture-6.png"]
     assert UnconditionalPipeline.loaded.call == {"batch_size": 2, "num_inference_steps": 1000, "seed": 5}
     assert "paints without a prompt" in error("generate", "x", code=2)
-    assert "has no --negative" in error("generate", "--negative", "x", code=2)
-    assert "has no --size" in error("generate", "--size", "8", code=2)
+    assert "takes no --negative" in error("generate", "--negative", "x", code=2)
+    assert "takes no --size" in error("generate", "--size", "8", code=2)
 
 
 def test_flagged_pictures_are_spoken_of(monkeypatch):

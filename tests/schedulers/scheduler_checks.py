@@ -10,18 +10,12 @@ from types import SimpleNamespace
 import torch
 
 import langevin
-from langevin.schedulers import spacing
+from langevin.schedulers import catalogue, spacing
 
 STEPS = (1, 2, 3, 7, 20, 50)
 SHAPE = (2, 4, 4, 4)
-NAMES = [
-    name
-    for name in langevin.__all__
-    if name.endswith("Scheduler")
-    and getattr(langevin, name)._compatibles
-    and not name.endswith(("InverseScheduler", "ParallelScheduler"))
-    and name != "DPMAdaptiveScheduler"  # whose run grows while it goes: test_further_solvers.py
-]
+EVERY = catalogue.names()
+NAMES = sorted(set(catalogue.interchangeable()) - {"DPMAdaptiveScheduler"})  # whose run grows: test_further_solvers.py
 """The schedulers that take each other's place, from noise to image: what every one of them must do is tested on all."""
 ALSO_THERE = [name for name in NAMES if name in dir(import_module("diffusers"))]
 """Those of them that the reference has."""
@@ -31,6 +25,8 @@ SEED = {"DPMSolverSDEScheduler": {"noise_sampler_seed": 3}}
 """What makes noise repeatable that the reference draws from no generator."""
 
 
+FLOW_FORMS = ("v_prediction", "epsilon", "sample")
+"""What a network may predict on straight lines, besides the flow."""
 SPACINGS = [name for name in spacing.SPACINGS if name != "lu"]  # which is "exponential"
 
 

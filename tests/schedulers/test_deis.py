@@ -7,7 +7,17 @@ import math
 
 import pytest
 import torch
-from scheduler_checks import STEPS, agrees_with_reference, both, distance, familiar, in_double, planned, reference
+from scheduler_checks import (
+    FLOW_FORMS,
+    STEPS,
+    agrees_with_reference,
+    both,
+    distance,
+    familiar,
+    in_double,
+    planned,
+    reference,
+)
 from test_scheduler_meaning import ode_error, sample
 
 import langevin
@@ -35,6 +45,7 @@ CONFIGS = [
     *({f"use_{kind}_sigmas": True, **LATENT} for kind in ("karras", "exponential", "beta")),
     {"use_karras_sigmas": True, "solver_order": 3, "timestep_spacing": "leading"},
     {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"},
+    *({"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": kind} for kind in FLOW_FORMS),
     {"use_flow_sigmas": True, "flow_shift": 0.7, "prediction_type": "flow_prediction", "solver_order": 3},
     {"algorithm_type": "dpmsolver++", "solver_type": "bh2"},
 ]

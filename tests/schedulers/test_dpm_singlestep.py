@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from scheduler_checks import (
+    FLOW_FORMS,
     STEPS,
     both,
     distance,
@@ -56,6 +57,7 @@ CONFIGS = [
     *({"solver_order": order, "solver_type": "heun", **SDE} for order in (2, 3)),
     {"solver_order": 3, "solver_type": "heun", **SDE, "final_sigmas_type": "sigma_min"},
     {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"},
+    *({"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": kind} for kind in FLOW_FORMS),
     {
         "use_flow_sigmas": True,
         "prediction_type": "flow_prediction",

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from scheduler_checks import STEPS, agrees_with_reference, both, distance, familiar, planned, reference
+from scheduler_checks import FLOW_FORMS, STEPS, agrees_with_reference, both, distance, familiar, planned, reference
 
 import langevin
 from langevin import (
@@ -52,6 +52,7 @@ DPM_CONFIGS = [
     {"algorithm_type": "dpmsolver", "prediction_type": "v_prediction", "solver_type": "heun"},
     *({f"use_{kind}_sigmas": True, **LATENT} for kind in ("karras", "exponential", "beta")),
     {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"},
+    *({"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": kind} for kind in FLOW_FORMS),
     {"algorithm_type": "deis", "solver_type": "bh2"},
 ]
 

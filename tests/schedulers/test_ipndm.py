@@ -116,10 +116,13 @@ def test_without_as_published_the_first_prediction_of_the_image_is_lost():
     torch.testing.assert_close(out.pred_original_sample, -v)
 
 
-def gaussian_error(steps: int, start: float) -> float:
-    """Distance from the exact end of the probability-flow ODE of N(0, 0.7²), in even angles from ``start``."""
+def gaussian_error(steps: int, start: float, spacing: str | None = None) -> float:
+    """Distance from the end of the probability-flow ODE of N(0, 0.7²), in even angles from ``start``, or spaced."""
     deviation = 0.7
-    run = IPNDMScheduler().plan(timesteps=[start * (steps - k) / steps for k in range(steps)])
+    if spacing is None:
+        run = IPNDMScheduler().plan(timesteps=[start * (steps - k) / steps for k in range(steps)])
+    else:
+        run = IPNDMScheduler().with_spacing(spacing).plan(steps)
     x = torch.ones(1, 1, dtype=torch.float64)
     alpha, sigma = run.levels[0]
     exact = deviation / math.hypot(sigma, alpha * deviation)
@@ -146,8 +149,27 @@ def test_own_timesteps_and_sigmas_agree():
     for refused in ([0.2, 0.5], [0.5, 0.5]):
         with pytest.raises(ValueError, match="descending"):
             IPNDMScheduler().plan(timesteps=refused)
-    with pytest.raises(ValueError, match="karras"):
-        IPNDMScheduler().with_spacing("karras")
+
+
+def test_spacings_lay_time_or_sigma():
+    times = IPNDMScheduler().with_spacing("trailing").plan(8).timesteps
+    assert times == pytest.approx([1 - k / 8 for k in range(8)], abs=1e-6)
+    plain, trailing = IPNDMScheduler(), IPNDMScheduler().with_spacing("trailing")
+    assert plain.plan(timesteps=times).levels[1:] != plain.plan(8).levels[1:]
+    for way in (familiar, planned):
+        assert distance(way(trailing, 8), planned(plain, set_with={"timesteps": times})) < 1e-4
+    run = plain.with_spacing("karras", sigma_max=50.0, sigma_min=0.1).plan(6)
+    assert run.sigmas[0] == pytest.approx(50.0)
+    assert run.sigmas[-2] == pytest.approx(0.1)
+    roots = [sigma ** (1 / 7) for sigma in run.sigmas[:-1]]
+    assert [a - b for a, b in itertools.pairwise(roots)] == pytest.approx([roots[0] - roots[1]] * 5)
+    own = plain.with_spacing("karras").plan(6)
+    quiet, noisy = plain.plan(1000).sigmas[-2], plain.plan(1000).sigmas[1]
+    assert (own.sigmas[-2], own.sigmas[0]) == pytest.approx((quiet, noisy), rel=1e-3)
+    assert distance(familiar(plain.with_spacing("karras"), 6), planned(plain.with_spacing("karras"), 6)) < 1e-4
+    with pytest.raises(ValueError, match="descending"):
+        plain.with_spacing("leading").plan(1001)
+    assert gaussian_error(32, 0.6, "karras") < gaussian_error(16, 0.6, "karras")
 
 
 def test_a_step_never_looks_at_the_numbers_and_keeps_precision():

@@ -57,7 +57,7 @@ def test_whole_trajectories_equal_the_reference(config):
     original, mask = picture()
     # Unbounded x0 of the first levels, passed ten times over, multiply fp32's rounding.
     dtype = torch.float64 if config.get("clip_sample") is False else torch.float32
-    for steps, which in {1: JUMPS[:1], 2: JUMPS, 7: JUMPS, 20: JUMPS[:2]}.items():
+    for steps, which in {1: JUMPS[:1], 2: JUMPS, 3: JUMPS, 7: JUMPS, 20: JUMPS[:2], 50: JUMPS[1:2]}.items():
         for jumps in which:
             want = walk(theirs, steps, jumps, steps, dtype)
             options = {"mask": mask, "original": original, "jump_length": jumps[0], "jump_n_sample": jumps[1]}
@@ -153,6 +153,27 @@ def test_all_unknown_it_gives_a_gaussian_s_mean_and_spread():
     assert x.std().item() == pytest.approx(0.7, rel=0.06)
 
 
+@pytest.mark.parametrize("spacing", ["trailing", "karras", "linspace"])
+def test_with_a_spacing_both_ways_up_end_where_the_next_call_begins(spacing):
+    spaced = RePaintScheduler(eta=0.3).with_spacing(spacing)
+    levels = DDIMScheduler().with_spacing(spacing).plan(20, as_published=True).levels
+    for published in (True, False):
+        run = spaced.plan(20, jump_length=4, jump_n_sample=3, as_published=published)
+        assert sorted(set(run.levels)) == sorted(levels)
+        for i in range(len(run) - 1):
+            alpha, sigma = run.targets[i]
+            assert len(run.undo[i]) <= (1 if published else 4)
+            for of_x, of_noise in run.undo[i]:
+                alpha, sigma = of_x * alpha, math.hypot(of_x * sigma, of_noise)
+            assert (alpha, sigma) == pytest.approx(run.levels[i + 1], abs=1e-9)
+    original, mask = picture()
+    options = {"mask": mask, "original": original, "jump_length": 3, "jump_n_sample": 2}
+    assert distance(planned(spaced, 12, **options), walk(spaced, 12, (3, 2))) < 1e-4
+    own = [999, 700, 300, 20]
+    run = RePaintScheduler().plan(timesteps=own, jump_length=2, jump_n_sample=2)
+    assert run.timesteps == [999, 700, 300, 20, 300, 20]
+
+
 def test_what_makes_no_sense_is_refused():
     x = torch.zeros(1, 3, 2, 2)
     for scheduler in both("RePaintScheduler"):
@@ -168,8 +189,8 @@ def test_what_makes_no_sense_is_refused():
         scheduler.plan(5, mask=x)
     with pytest.raises(ValueError, match="jump_length=0"):
         scheduler.plan(5, jump_length=0)
-    with pytest.raises(ValueError, match="give num_inference_steps"):
-        scheduler.plan(timesteps=[5, 3])
+    with pytest.raises(ValueError, match="descending"):
+        scheduler.plan(timesteps=[3, 5])
     with pytest.raises(TypeError, match="mood"):
         scheduler.plan(5, mood="good")
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from scheduler_checks import STEPS, agrees_with_reference, both, distance, familiar, planned, reference
+from scheduler_checks import FLOW_FORMS, STEPS, agrees_with_reference, both, distance, familiar, planned, reference
 from test_scheduler_meaning import gaussian_belief, sample
 
 import langevin
@@ -49,6 +49,7 @@ CONFIGS = [
     *({f"use_{kind}_sigmas": True, **LATENT} for kind in ("karras", "exponential", "beta")),
     {"use_karras_sigmas": True, "predictor_order": 3, "corrector_order": 4, "timestep_spacing": "leading"},
     {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"},
+    *({"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": kind} for kind in FLOW_FORMS),
     *({"predictor_order": order, "corrector_order": order, **NOISE} for order in (1, 2, 3, 4)),
     {"prediction_type": "v_prediction", "tau_func": half, **NOISE},
     {"prediction_type": "sample", **NOISE},

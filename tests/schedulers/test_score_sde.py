@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from scheduler_checks import SHAPE, begin, distance, network, reference
+from scheduler_checks import SHAPE, STEPS, begin, distance, network, reference, starts
 
 import langevin
-import langevin.schedulers.score_sde
+import langevin.schedulers.score_sde_ve
 from langevin import ScoreSdeVeScheduler, ScoreSdeVpScheduler
 
 VE = [
@@ -33,14 +33,13 @@ def score(x, sigma):
     return -network(x / (1 + float(sigma)), math.log(float(sigma)) * 50, x.shape[1]) / (1 + float(sigma))
 
 
-def walk(scheduler, steps, seed=0):
+def walk(scheduler, steps, seed=0, start=0):
     """As the pipeline of this sampler calls it."""
     x, generator = begin(SHAPE, scheduler.init_noise_sigma, seed, torch.float32)
     scheduler.set_timesteps(steps)
     scheduler.set_sigmas(steps)
     path = [x]
-    for i, t in enumerate(scheduler.timesteps):
-        sigma = scheduler.sigmas[i]
+    for t, sigma in list(zip(scheduler.timesteps, scheduler.sigmas, strict=True))[start:]:
         for _ in range(scheduler.config.correct_steps):
             x = scheduler.step_correct(score(x, sigma), x, generator=generator).prev_sample
             path.append(x)
@@ -50,12 +49,14 @@ def walk(scheduler, steps, seed=0):
     return SimpleNamespace(path=[*path[:-1], out.prev_sample_mean])
 
 
-def through_plan(scheduler, steps, seed=0, **options):
+def through_plan(scheduler, steps, seed=0, start=0, **options):
     run = scheduler.plan(steps, **options)
     x, generator = begin(SHAPE, run.init_noise_sigma, seed, torch.float32)
     path = [x]
-    for i, sigma in enumerate(run.timesteps):
-        x = run.step(score(x, sigma), i, x, lambda like: torch.randn(like.shape, generator=generator)).prev_sample
+    for i in range(start * (scheduler.config.correct_steps + 1), len(run)):
+        x = run.step(
+            score(x, run.timesteps[i]), i, x, lambda like: torch.randn(like.shape, generator=generator)
+        ).prev_sample
         path.append(x)
     return SimpleNamespace(path=path)
 
@@ -63,11 +64,12 @@ def through_plan(scheduler, steps, seed=0, **options):
 @pytest.mark.parametrize("config", VE, ids=str)
 def test_variance_exploding_trajectories_equal_the_reference(config):
     ours, theirs = both("ScoreSdeVeScheduler", **config)
-    for steps in (1, 2, 3, 7, 20, 50, 300):
-        want = walk(theirs, steps, seed=steps)
-        assert distance(walk(ours, steps, seed=steps), want) < 1e-5
-        if steps > 1:  # a single step of the reference is told σ_max, steps from σ_min, and begins with σ_max
-            assert distance(through_plan(ours, steps, seed=steps), want) < 1e-5
+    for steps in (*STEPS, 300):
+        for start in starts(steps):
+            want = walk(theirs, steps, steps, start)
+            assert distance(walk(ours, steps, steps, start), want) < 1e-5
+            if steps > 1:  # a single step of the reference is told σ_max, steps from σ_min, and begins with σ_max
+                assert distance(through_plan(ours, steps, steps, start), want) < 1e-5
 
 
 def test_the_paper_s_two_thousand_steps_equal_the_reference():
@@ -172,7 +174,7 @@ def test_corrections_alone_lead_to_the_distribution():
     torch.manual_seed(0)
     x = torch.full((1, 1, 100, 100), 1.5, dtype=torch.float64)
     for _ in range(400):
-        x = langevin.schedulers.score_sde.langevin_step(x, -(x - 0.4) / 0.7**2, torch.randn_like(x), 0.2)
+        x = langevin.schedulers.score_sde_ve.langevin_step(x, -(x - 0.4) / 0.7**2, torch.randn_like(x), 0.2)
     assert x.mean().item() == pytest.approx(0.4, abs=0.03)
     assert x.std().item() == pytest.approx(0.7, rel=0.05)
 
@@ -186,8 +188,8 @@ def test_spacings_and_own_sigmas():
     assert own.variances == pytest.approx(spaced.variances)
     with pytest.raises(ValueError, match="'leading'"):
         scheduler.with_spacing("leading").plan(5)
-    for make in (ScoreSdeVeScheduler, ScoreSdeVpScheduler):
-        with pytest.raises(ValueError, match="give"):
+    for make, word in ((ScoreSdeVeScheduler, "give sigmas"), (ScoreSdeVpScheduler, "descending, at most 1")):
+        with pytest.raises(ValueError, match=word):
             make().plan(timesteps=[5, 3])
         with pytest.raises(TypeError, match="mood"):
             make().plan(5, mood="good")
@@ -198,30 +200,35 @@ def test_spacings_and_own_sigmas():
 VP = [{}, {"beta_min": 0.2, "beta_max": 12.0, "sampling_eps": 1e-2}]
 
 
-def walk_vp(scheduler, steps, seed=0):
+def walk_vp(scheduler, steps, seed=0, start=0):
     x, generator = begin(SHAPE, 1.0, seed, torch.float32)
     scheduler.set_timesteps(steps)
     path = [x]
-    for t in scheduler.timesteps:
+    for t in scheduler.timesteps[start:]:
         x, mean = scheduler.step_pred(network(x, 1000 * t), x, t, generator=generator)
         path.append(x)
     return SimpleNamespace(path=[*path[:-1], mean])
 
 
+def planned_vp(scheduler, steps, seed=0, start=0):
+    run = scheduler.plan(steps)
+    x, generator = begin(SHAPE, run.init_noise_sigma, seed, torch.float32)
+    path = [x]
+    for i in range(start, len(run)):
+        z = torch.randn(x.shape, generator=generator)
+        x = run.step(network(x, 1000 * run.timesteps[i]), i, x, lambda like, z=z: z).prev_sample
+        path.append(x)
+    return SimpleNamespace(path=path)
+
+
 @pytest.mark.parametrize("config", VP, ids=str)
 def test_variance_preserving_trajectories_equal_the_reference(config):
     ours, theirs = both("ScoreSdeVpScheduler", **config)
-    for steps in (1, 2, 3, 7, 20, 50, 300):
-        want = walk_vp(theirs, steps, seed=steps)
-        assert distance(walk_vp(ours, steps, seed=steps), want) < 1e-5
-        run = ours.plan(steps)
-        x, generator = begin(SHAPE, run.init_noise_sigma, steps, torch.float32)
-        path = [x]
-        for i, t in enumerate(run.timesteps):
-            z = torch.randn(x.shape, generator=generator)
-            x = run.step(network(x, 1000 * t), i, x, lambda like, z=z: z).prev_sample
-            path.append(x)
-        assert distance(SimpleNamespace(path=path), want) < 1e-5
+    for steps in (*STEPS, 300):
+        for start in starts(steps):
+            want = walk_vp(theirs, steps, steps, start)
+            assert distance(walk_vp(ours, steps, steps, start), want) < 1e-5
+            assert distance(planned_vp(ours, steps, steps, start), want) < 1e-5
         torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=0, atol=0)
     t, x = torch.tensor([1.0, 0.5, 0.01]), torch.randn(3, 3, 4, 4)
     pair = [scheduler.step_pred(x, x, t, torch.Generator().manual_seed(2)) for scheduler in (ours, theirs)]
@@ -233,6 +240,40 @@ def test_variance_preserving_trajectories_equal_the_reference(config):
 def test_variance_preserving_gives_a_gaussian_s_mean_and_spread():
     torch.manual_seed(0)
     run = ScoreSdeVpScheduler().plan(500)
+    end = sample(
+        run,
+        torch.randn(1, 1, 100, 200, dtype=torch.float64),
+        lambda level, x: (x - level.alpha * 0.4) * level.sigma / (level.sigma**2 + (level.alpha * 0.7) ** 2),
+    )
+    assert end.mean().item() == pytest.approx(0.4, abs=0.05)
+    assert end.std().item() == pytest.approx(0.7, rel=0.06)
+
+
+def test_variance_preserving_spacings_and_own_levels():
+    scheduler = ScoreSdeVpScheduler()
+    even, linspace = scheduler.plan(9), scheduler.with_spacing("linspace").plan(9)
+    assert linspace.timesteps == pytest.approx(even.timesteps)
+    karras = scheduler.with_spacing("karras", sigma_max=80.0, sigma_min=0.05).plan(9)
+    assert (karras.sigmas[0], karras.sigmas[-2]) == pytest.approx((80.0, 0.05))
+    own = scheduler.plan(sigmas=karras.sigmas)
+    assert own.timesteps == pytest.approx(karras.timesteps)
+    torch.testing.assert_close(torch.tensor(own.coefficients), torch.tensor(karras.coefficients))
+    assert scheduler.plan(timesteps=[0.8, 0.5, 0.1]).timesteps == pytest.approx([0.8, 0.5, 0.1])
+    half = scheduler.plan(sigmas=[20.0, 5.0, 1.0])
+    assert half.targets[-1].ratio == pytest.approx(1.0)
+    for spacing in ("karras", "trailing"):  # both ways through it
+        spaced = scheduler.with_spacing(spacing)
+        assert distance(planned_vp(spaced, 8), walk_vp(spaced, 8)) < 1e-4
+        run = spaced.plan(8)
+        x, t = torch.randn(3, 3, 4, 4), torch.tensor(run.timesteps)[[0, 2, 5]]  # a time per image
+        each = spaced.step_pred(x, x, t)[1]
+        for k in range(3):
+            torch.testing.assert_close(each[k : k + 1], spaced.step_pred(x[k : k + 1], x[k : k + 1], t[k])[1])
+
+
+def test_a_spaced_variance_preserving_run_gives_a_gaussian_s_mean_and_spread():
+    torch.manual_seed(0)
+    run = ScoreSdeVpScheduler().with_spacing("sgm_uniform").plan(400)
     end = sample(
         run,
         torch.randn(1, 1, 100, 200, dtype=torch.float64),

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from scheduler_checks import STEPS, begin, both, distance, network, planned, reference
+from scheduler_checks import STEPS, begin, both, distance, network, planned, reference, starts
 from test_scheduler_meaning import FORMS, gaussian_belief, sample, told
 
 from langevin import DDPMScheduler, UnCLIPScheduler
@@ -44,8 +44,8 @@ def walk(scheduler, steps, start=0, seed=0, consecutive=False):
 def test_whole_trajectories_equal_the_reference(config):
     ours, theirs = both("UnCLIPScheduler", **config)
     channels = 8 if "variance_type" in config else 4
-    for steps in STEPS[1:]:
-        for start in sorted({0, 1, steps // 2}):
+    for steps in STEPS[1:]:  # at a single one the reference divides by 0
+        for start in starts(steps):
             want = walk(theirs, steps, start, seed=steps)
             got = walk(ours, steps, start, seed=steps)
             assert distance(got, want) < 1e-5

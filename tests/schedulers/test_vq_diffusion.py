@@ -7,10 +7,10 @@ import json
 
 import pytest
 import torch
-from scheduler_checks import both, reference
+from scheduler_checks import STEPS, both, reference, starts
 
 from langevin import VQDiffusionScheduler
-from langevin.schedulers.vq_diffusion import draw_uniform
+from langevin.schedulers.vq_diffusion import draw_uniform, posterior
 
 CONFIGS = [
     {"num_vec_classes": 17},
@@ -26,25 +26,25 @@ def network(x, t, codes):
     return (3 * torch.sin(phase * torch.linspace(0.1, 2.0, codes).view(1, -1, 1))).log_softmax(1)
 
 
-def walk(scheduler, steps, seed=0):
+def walk(scheduler, steps, seed=0, start=0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.full((2, PLACES), scheduler.mask_class)
     scheduler.set_timesteps(steps)
     path = [x]
-    for t in scheduler.timesteps:
+    for t in scheduler.timesteps[start:]:
         output = network(x, t, scheduler.mask_class)
         (x,) = scheduler.step(output, timestep=t, sample=x, generator=generator, return_dict=False)
         path.append(x)
     return torch.stack(path)
 
 
-def planned(scheduler, steps, seed=0, **options):
+def planned(scheduler, steps, seed=0, start=0, **options):
     generator = torch.Generator().manual_seed(seed)
     run = scheduler.plan(steps, **options)
     x = torch.full((2, PLACES), scheduler.mask_class)
     path = [x]
-    for i, t in enumerate(run.timesteps):
-        output = network(x, t, scheduler.mask_class)
+    for i in range(start, len(run)):
+        output = network(x, run.timesteps[i], scheduler.mask_class)
         x = run.step(output, i, x, lambda like: draw_uniform(like, generator)).prev_sample
         path.append(x)
     return torch.stack(path)
@@ -53,10 +53,11 @@ def planned(scheduler, steps, seed=0, **options):
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_whole_trajectories_equal_the_reference(config):
     ours, theirs = both("VQDiffusionScheduler", **config)
-    for steps in (1, 2, 7, 20, len(ours)):
-        want = walk(theirs, steps, seed=steps)
-        assert torch.equal(walk(ours, steps, seed=steps), want)
-        assert torch.equal(planned(ours, steps, seed=steps), want)
+    for steps in (*(steps for steps in STEPS if steps <= len(ours)), len(ours)):
+        for start in starts(steps):
+            want = walk(theirs, steps, steps, start)
+            assert torch.equal(walk(ours, steps, steps, start), want)
+            assert torch.equal(planned(ours, steps, steps, start), want)
     torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=0, atol=0)
     assert (ours.num_embed, ours.mask_class) == (theirs.num_embed, theirs.mask_class)
 
@@ -94,21 +95,15 @@ def test_transitions_multiply_and_posteriors_are_bayes():
         torch.testing.assert_close(matrix(step) @ matrix(before), matrix(whole), rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(matrix(whole).sum(0), torch.ones(6, dtype=torch.float64))
         p0 = torch.rand(5, dtype=torch.float64).softmax(0)
-        run = scheduler.plan(timesteps=[t, s])
         x = torch.arange(6).view(1, 6)
         log_p = p0.log().view(1, 5, 1).expand(1, 5, 6)
-        seen = []
-
-        def spy(like, seen=seen):
-            seen.append(like)
-            return torch.full_like(like, 0.5)
-
-        run.step(log_p, 0, x, spy)
+        p_codes, p_mask, factor = posterior(log_p, x, whole, before, step)
+        got = torch.cat([p_codes, p_mask], 1) * factor.exp()
         for now in range(6):
             # Σ_x0 p(x0)·q(x_t | x_s)·q(x_s | x0)/q(x_t | x0)
             weight = p0 / matrix(whole)[now, :5]
             want = matrix(step)[now] * (matrix(before)[:, :5] @ weight)
-            torch.testing.assert_close(seen[0][0, :, now].exp(), want, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(got[0, :, now], want, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("as_published", [False, True])
@@ -156,6 +151,17 @@ def test_noising_has_the_forward_process_s_distribution():
     run = scheduler.plan(100)
     assert torch.equal(run.add_noise(x0[:1], noise[:1], 19), noised[:1])
     assert run.add_noise(x0, noise, 100) is x0
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "simple", "linspace", "leading", "sgm_uniform"])
+def test_timestep_spacings_in_both_apis(spacing):
+    scheduler = VQDiffusionScheduler(num_vec_classes=17).with_spacing(spacing)
+    for steps in (2, 7, 20):
+        assert torch.equal(planned(scheduler, steps), walk(scheduler, steps))
+    published = VQDiffusionScheduler(num_vec_classes=17)
+    assert scheduler.plan(100).timesteps[-1] <= 1
+    if spacing == "trailing":
+        assert scheduler.plan(20).timesteps == published.plan(20, as_published=True).timesteps
 
 
 def test_one_generator_per_picture_makes_each_alone_repeatable():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from .errors import BadUsage, Failure, tell
 from .files import check_out, targets
 
 # Call arguments that say in which form to return pictures, or that stand in the settings for other reasons.
-_NOT_AGAIN = {"generator", "output_type", "return_dict", "num_images_per_prompt", "batch_size", "guiders", "seed"}
+_NOT_AGAIN = {"generator", "output_type", "return_dict", "num_images_per_prompt", "batch_size", "seed"}
+_GUIDERS = ("guiders", "control")
 # Share of the pixels that may be off by one: in a batch, the network's sums are rounded in another order.
 _ROUNDED = 0.02
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "GIF")
@@ -119,12 +122,13 @@ def _arguments(pipe: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """The call's arguments: every setting that the pipeline's call has a parameter for."""
     takes = inspect.signature(pipe.__call__).parameters
     given = {
-        key: value
+        key: revive(value)
         for key, value in settings.items()
-        if key in takes and key not in _NOT_AGAIN and "callback" not in key and value is not None
+        if key in takes and key not in (*_NOT_AGAIN, *_GUIDERS) and "callback" not in key and value is not None
     }
-    if guiders := settings.get("guiders"):
-        given["guiders"] = [_guider(described) for described in guiders]
+    for several in _GUIDERS:
+        if guiders := settings.get(several):
+            given[several] = [_guider(described) for described in guiders]
     return {**given, "seed": settings["seed"]}
 
 
@@ -139,7 +143,38 @@ def _guider(described: Any) -> Any:
     cls = getattr(langevin, name)
     if not (isinstance(cls, type) and issubclass(cls, langevin.Guider)):
         raise Failure(f"its settings name {name} as a guider, which it is not")
-    return cls(**values)
+    return cls(**{key: revive(value) for key, value in values.items()})
+
+
+def revive(value: Any) -> Any:
+    """What :func:`langevin.pipelines.results.recorded` wrote, back to what it was: pictures and networks are loaded."""
+    from PIL import Image
+
+    import langevin
+    from langevin.media.load import load_image
+    from langevin.pipelines.results import fingerprint
+
+    if isinstance(value, list):
+        return [revive(one) for one in value]
+    kind = set(value) if isinstance(value, dict) else set()
+    if kind == {"items"}:
+        return {revive(key): revive(one) for key, one in value["items"]}
+    if kind == {"file", "sha256"}:
+        try:
+            image = load_image(value["file"])
+        except OSError:
+            raise Failure(f"the picture {value['file']}, from which it was made, is not there") from None
+        if fingerprint(image) != value["sha256"]:
+            raise Failure(f"the picture {value['file']}, from which it was made, has changed since")
+        return image
+    if kind == {"png"}:
+        return Image.open(io.BytesIO(base64.b64decode(value["png"])), formats=["PNG"])
+    if kind == {"network", "from"}:
+        load = getattr(getattr(langevin, str(value["network"]), None), "from_pretrained", None)
+        if load is None or not str(value["network"]).endswith("Model"):
+            raise Failure(f"its settings name {value['network']} as a network, which langevin does not have")
+        return load(value["from"])
+    return value
 
 
 def _difference(picture: Path, made: Any) -> tuple[int, int, int] | None:

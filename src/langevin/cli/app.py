@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from langevin.signatures import also_takes
 
 from .errors import Group
 
 DEFAULT_MODEL = "langevin/shapes"
+INSTRUCT_MODEL, INPAINTING_MODEL = "langevin/shapes-instruct", "langevin/shapes-inpainting"
+CONTROL_NET = "langevin/shapes-outline"
 
 app = typer.Typer(
     cls=Group,
@@ -90,6 +94,88 @@ def generate(
         dtype=dtype,
         force=force,
     )
+
+
+Picture = Annotated[Path, typer.Argument(help="the picture's file")]
+Prompt = Annotated[str, typer.Argument(help='what to do or paint; "-" reads it from standard input')]
+Strength = Annotated[float | None, typer.Option(min=0, max=1, help="how far to go from the picture")]
+
+
+@app.command()
+@also_takes(generate, evaluate=True)
+def edit(
+    picture: Picture,
+    prompt: Prompt,
+    model: Annotated[str, typer.Option("--model", "-m", help="name in the box, folder, or hub id")] = INSTRUCT_MODEL,
+    strength: Strength = None,
+    image_guidance: Annotated[float | None, typer.Option(help="how strictly to keep to the picture; 1 is off")] = None,
+    **options: Any,
+) -> None:
+    """Change a picture.
+
+    Models made for it (InstructPix2Pix) do what an instruction says. Others paint what the prompt describes, beginning
+    from the picture: then --strength says how far to go.
+
+    Example: langevin edit circle.png "make the circle blue" --out blue.png
+    """
+    from .tasks import edit as run
+
+    run(picture, prompt=prompt, model=model, strength=strength, image_guidance=image_guidance, **options)
+
+
+@app.command()
+@also_takes(generate, evaluate=True)
+def inpaint(
+    picture: Picture,
+    prompt: Prompt,
+    mask: Annotated[Path | None, typer.Option(help="a picture that is white where to paint")] = None,
+    box: Annotated[str | None, typer.Option(help="LEFT,TOP,RIGHT,BOTTOM in pixels, instead of a mask")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="name in the box, folder, or hub id")] = INPAINTING_MODEL,
+    strength: Strength = None,
+    keep: Annotated[bool, typer.Option(help="leave every pixel outside the mask exactly as it is")] = True,
+    crop: Annotated[
+        int | None, typer.Option(min=0, help="work on the mask's surroundings only, with so many pixels around it")
+    ] = None,
+    **options: Any,
+) -> None:
+    """Paint a part of a picture anew. Text-to-image models can do it too.
+
+    Example: langevin inpaint scene.png "a red circle left of a blue star" --box 36,16,64,48 --out new.png
+    """
+    from .tasks import inpaint as run
+
+    run(
+        picture,
+        prompt=prompt,
+        mask=mask,
+        box=box,
+        model=model,
+        strength=strength,
+        keep=keep,
+        crop=crop,
+        **options,
+    )
+
+
+@app.command()
+@also_takes(generate, evaluate=True)
+def control(
+    picture: Picture,
+    prompt: Prompt,
+    net: Annotated[str, typer.Option(help="control network: name in the box, folder, or hub id")] = CONTROL_NET,
+    scale: Annotated[float, typer.Option(help="how strongly it acts; 0 is off")] = 1.0,
+    start: Annotated[float, typer.Option(min=0, max=1, help="share of the steps after which it begins")] = 0.0,
+    stop: Annotated[float, typer.Option(min=0, max=1, help="share of the steps after which it ends")] = 1.0,
+    guess: Annotated[bool, typer.Option("--guess", help="let it act on the prompt's side of guidance only")] = False,
+    **options: Any,
+) -> None:
+    """Paint a prompt under a control picture, such as an outline (ControlNet).
+
+    Example: langevin control outline.png "a red shape" --out painted.png
+    """
+    from .tasks import control as run
+
+    run(picture, prompt=prompt, net=net, scale=scale, start=start, stop=stop, guess=guess, **options)
 
 
 @app.command()

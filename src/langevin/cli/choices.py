@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from langevin.schedulers.catalogue import names, short_name
+
 from .errors import BadUsage
 
 _DTYPES = {
@@ -58,20 +60,7 @@ def pick_device(name: str | None) -> str:
 
 def schedulers() -> dict[str, str]:
     """Every scheduler class of langevin under its short name: {"euler": "EulerDiscreteScheduler", …}."""
-    import langevin
-
-    classes = [name for name in langevin.__all__ if name.endswith("Scheduler")]
-    return dict(sorted((re.sub(r"(Discrete|Multistep)?Scheduler$", "", name).lower(), name) for name in classes))
-
-
-def interchangeable() -> list[str]:
-    """The classes that take each other's place, from noise to picture, on the usual models."""
-    import langevin
-
-    special = ("InverseScheduler", "ParallelScheduler")
-    return [
-        name for name in schedulers().values() if getattr(langevin, name)._compatibles and not name.endswith(special)
-    ]
+    return {short_name(name): name for name in names()}
 
 
 def parse_scheduler(name: str) -> tuple[str, dict[str, Any]]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import typer
 
+from langevin.schedulers.catalogue import interchangeable
+
 from .choices import (
-    interchangeable,
     load_pipeline,
     parse_dtype,
     parse_scheduler,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,12 @@ def generate(
     device: str | None,
     dtype: str | None,
     force: bool,
+    prepare: Callable[[Any], tuple[Any, dict[str, Any]]] = lambda pipe: (pipe, {}),
 ) -> None:
-    """Make ``count`` pictures, save them and print a line for each. What cannot work is refused before loading."""
+    """Make ``count`` pictures, save them and print a line for each. What cannot work is refused before loading.
+
+    ``prepare`` turns the loaded pipeline into the one that paints, and gives further arguments of its call.
+    """
     check_out(out)
     width, height = parse_size(size) if size else (None, None)
     chosen = parse_scheduler(scheduler) if scheduler else None
@@ -46,7 +51,7 @@ def generate(
     if seed + count > 2**64:
         raise BadUsage(f"--seed {seed} is too large; seeds go up to 2**64 - 1")
 
-    pipe = load_pipeline(model, number_format, place)
+    pipe, more = prepare(load_pipeline(model, number_format, place))
     if chosen or spacing:
         name, overrides = chosen or (type(pipe.scheduler).__name__, {})
         set_scheduler(pipe, name, pipe.scheduler.config, overrides, spacing)
@@ -59,6 +64,7 @@ def generate(
         "width": width,
         "height": height,
         "seed": seed,
+        **more,
     }
     result = pipe(**fitting(pipe, arguments, count))
 
@@ -81,6 +87,13 @@ _OPTIONS = {
     "width": "--size",
     "height": "--size",
     "seed": "--seed",
+    "strength": "--strength",
+    "image_guidance_scale": "--image-guidance",
+    "padding_mask_crop": "--crop",
+    "keep_outside": "--keep",
+    "control": "control pictures",
+    "image": "picture to work on",
+    "mask_image": "mask",
 }
 
 
@@ -93,12 +106,12 @@ def fitting(pipe: Any, arguments: dict[str, Any], count: int) -> dict[str, Any]:
     name = type(pipe).__name__
     given = {key: value for key, value in arguments.items() if value is not None}
     if "prompt" in takes and "prompt" not in given:
-        raise BadUsage('this model needs a prompt: langevin generate "a red circle"')
+        raise BadUsage('this model needs a prompt, such as "a red circle"')
     if "prompt" in given and "prompt" not in takes:
         raise BadUsage(f"this model ({name}) paints without a prompt; leave it out")
     for key in given:
         if key not in takes:
-            raise BadUsage(f"this model ({name}) has no {_OPTIONS[key]}")
+            raise BadUsage(f"this model ({name}) takes no {_OPTIONS[key]}")
     number = next((key for key in ("num_images_per_prompt", "batch_size") if key in takes), None)
     if number:
         given[number] = count

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from langevin.randomness import Noise
+
 if TYPE_CHECKING:
-    from langevin.randomness import Noise
     from langevin.schedulers.base import Run
 
 Conditions = Mapping[str, Any]
@@ -89,29 +90,48 @@ class Setup:
         """Leave out the run's first steps: strength 1 keeps all, 0 none.
 
         Raises:
-            ValueError: the strength is not in 0..1.
+            ValueError: the strength is not in 0..1, or another guider has chosen the start.
         """
+        if self.x is not None:
+            raise ValueError("two guiders want to choose where the run begins; give one of them")
         if not 0 <= strength <= 1:
-            raise ValueError(
-                f"strength is {strength}; it must be in 0..1: 0 keeps the picture, 1 makes it anew"
-            )
+            raise ValueError(f"strength is {strength}; it must be in 0..1: 0 keeps the picture, 1 makes it anew")
         kept = min(int(self.steps * strength), self.steps)
         self.start = (self.steps - kept) * self.order if kept else len(self.run)
 
-    def encode(self, pixels: Tensor, sample: bool = True) -> Tensor:
+    def check_size(self, images: Tensor) -> None:
+        """Raises ValueError unless pictures, or latents in their place, have the size of those to be made."""
+        wanted = self.shape[-2:]
+        if images.shape[1] != self.codec.channels:
+            wanted = tuple(side * self.codec.scale_factor for side in wanted)
+        if tuple(images.shape[-2:]) != tuple(wanted):
+            sides = " x ".join(map(str, wanted))
+            raise ValueError(f"image is {tuple(images.shape)}; the pictures to be made are {sides}")
+
+    def drawing(self, count: int, shared: bool = False) -> tuple[Noise, int]:
+        """Who draws latents for ``count`` given pictures, and for how many rows; see :meth:`encode`."""
+        generators = self.noise.generator
+        if not isinstance(generators, Sequence):
+            return self.noise, count
+        return (Noise(generators[:count]), count) if shared else (self.noise, self.shape[0])
+
+    def encode(self, pixels: Tensor, sample: bool = True, shared: bool = False) -> Tensor:
         """What the network denoises, for pixels ``(n, 3, height, width)`` in [-1, 1], one row per row of x.
 
         A tensor with the latents' channels passes for latents, as it does in the reference.
 
         Args:
             sample: draw from the autoencoder's posterior, else take its mode.
+            shared: where each picture has a generator of its own, let only the first ones draw, one for each picture
+                given, and repeat what they drew, as the reference does in places. Otherwise every generator draws.
         """
         pixels = pixels.to(self.device, self.dtype)
         if pixels.shape[1] == self.codec.channels:
             return self.rows(pixels)
-        if self.noise.per_picture and sample:
-            return self.codec.encode(self.rows(pixels), self.noise)
-        return self.rows(self.codec.encode(pixels, self.noise if sample else None))
+        if not sample:
+            return self.rows(self.codec.encode(pixels, None))
+        noise, count = self.drawing(len(pixels), shared)
+        return self.rows(self.codec.encode(pixels if count == len(pixels) else self.rows(pixels), noise))
 
     def rows(self, images: Tensor) -> Tensor:
         """Repeat pictures to x's rows. Several, with several pictures of each prompt, are repeated as a whole
@@ -142,6 +162,7 @@ class Step:
         denoiser: the network and its wrappers; see :meth:`predict`.
         noise: ``noise(like)`` draws fresh noise from the call's generators.
         start: the network call at which the loop began (image to image begins late).
+        attention: what the guiders asked so far want called in this step's attention layers; None: the usual one.
     """
 
     index: int
@@ -152,6 +173,7 @@ class Step:
     denoiser: Denoiser
     noise: Callable[[Tensor], Tensor]
     start: int = 0
+    attention: Callable[..., Tensor] | None = None
 
     def predict(self, x: Tensor, names: Iterable[str], attention: Callable | None = None) -> dict[str, Tensor]:
         """Ask the network at this step about any x (unscaled), for the named branches."""
@@ -188,6 +210,9 @@ class Guider:
         It is called as ``f(q, k, v, mask, layer, names=(…), views=None)``: ``q`` is ``(rows, heads, tokens, dim)``,
         ``names`` the branches whose rows these are, one after the other; ``views`` is None, or where the network looks
         at parts of x, their boxes, each branch's rows being theirs one after the other.
+
+        There is one function in the end. Where guiders before this one hand one down, it is ``step.attention``: call it
+        for the layers that you leave alone, and both have their effect.
         """
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,13 +25,22 @@ class ClassifierFreeGuidance(Guider):
     start: float = 0.0
     stop: float = 1.0
 
+    #: branches whose texts callbacks see as "prompt_embeds", one after the other, while guidance is on
+    callback_branches: ClassVar[tuple[str, ...]] = ("negative", "positive")
+    #: names under which callbacks may read and set what is set here
+    dials: ClassVar[Mapping[str, str]] = {"guidance_scale": "scale"}
+
+    @property
+    def on(self) -> bool:
+        """Whether there is any guidance: a scale of 1 or less is off, as it is for every user of guidance_scale."""
+        return self.scale > 1
+
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.stop <= 1:
             raise ValueError(f"guidance from {self.start} to {self.stop}; 0 <= start <= stop <= 1 is needed")
 
     def needs(self, step: Step) -> Collection[str]:
-        # a scale of 1 or less is off, as it is for every user of guidance_scale
-        return ("negative",) if self.scale > 1 and self.start <= step.progress < self.stop else ()
+        return ("negative",) if self.on and self.start <= step.progress < self.stop else ()
 
     def combine(self, prediction: Tensor, predictions: Mapping[str, Tensor], x: Tensor, step: Step) -> Tensor:
         if not self.needs(step):

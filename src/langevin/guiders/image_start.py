@@ -27,12 +27,9 @@ class ImageStart(Guider):
     strength: float = 0.8
 
     def prepare(self, setup: Setup) -> None:
-        if setup.x is not None:
-            raise ValueError("two guiders want to choose where the run begins; give one of them")
         setup.start_at(self.strength)
+        setup.check_size(self.image)
         clean = setup.encode(self.image)
-        if clean.shape[-2:] != setup.shape[-2:]:
-            side = setup.codec.scale_factor
-            asked = " x ".join(str(s * side) for s in setup.shape[-2:])
-            raise ValueError(f"image is {tuple(self.image.shape)}; the pictures to be made are {asked}")
-        setup.x = setup.run.add_noise(clean, setup.first_noise(), setup.start)
+        if setup.start < len(setup.run):
+            clean = setup.run.add_noise(clean, setup.first_noise(), setup.start)
+        setup.x = clean

@@ -64,7 +64,10 @@ def load_image(
     if isinstance(source, Image.Image):
         return to_rgb(ImageOps.exif_transpose(source), background)
     with Image.open(source) as image:
-        return to_rgb(ImageOps.exif_transpose(image), background)
+        loaded: Image.Image = to_rgb(ImageOps.exif_transpose(image), background)
+    if isinstance(source, (str, os.PathLike)):
+        loaded.filename = os.path.abspath(source)  # type: ignore[attr-defined]  # so that settings can say it
+    return loaded
 
 
 def _fetch(url: str, timeout: float) -> bytes:

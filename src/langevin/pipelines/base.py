@@ -306,6 +306,9 @@ class DiffusionPipeline(ConfigMixin):
         values = {name: available.get(name) for name in parts}
         made = cls(**values, **{name: available[name] for name in settings if name in available})
         made.register_to_config(_name_or_path=pipeline.name_or_path)
+        if CALL_DEFAULTS in pipeline.config:
+            made.register_to_config(**{CALL_DEFAULTS: pipeline.config[CALL_DEFAULTS]})
+        made._progress_bar_config = pipeline._progress_bar_config
         return made if new_dtype is None else made.to(weights.parse_dtype(new_dtype))
 
     # -- saving

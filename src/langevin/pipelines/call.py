@@ -65,18 +65,23 @@ class Call:
     def __getattr__(self, name: str) -> Any:
         if name in ("_interrupt", "_guidance_scale"):
             return getattr(self, name[1:])
+        dial = name.removeprefix("_")
+        for guider in self._guidance(dial):
+            return getattr(guider, guider.dials[dial])
         return getattr(self.__dict__["pipeline"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        name = name[1:] if name in ("_interrupt", "_guidance_scale") else name
-        if name == "guidance_scale":
-            for guider in self._guidance():
-                guider.scale = value
-        else:
-            self.__dict__[name] = value
+        dial = name.removeprefix("_")
+        guidance = self._guidance(dial)
+        for guider in guidance:
+            setattr(guider, guider.dials[dial], value)
+        if not guidance:
+            self.__dict__[dial if dial == "interrupt" else name] = value
 
-    def _guidance(self) -> list[ClassifierFreeGuidance]:
-        return [g for g in self.setup.guiders if isinstance(g, ClassifierFreeGuidance)]
+    def _guidance(self, dial: str = "guidance_scale") -> list[ClassifierFreeGuidance]:
+        """The guiders that have this dial."""
+        guiders = self.__dict__["setup"].guiders if "setup" in self.__dict__ else ()
+        return [g for g in guiders if isinstance(g, ClassifierFreeGuidance) and dial in g.dials]
 
     @property
     def guidance_scale(self) -> float:
@@ -84,7 +89,7 @@ class Call:
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        return "negative" in self.setup.branches and self.guidance_scale > 1
+        return "negative" in self.setup.branches and any(g.on for g in self._guidance())
 
     @property
     def num_timesteps(self) -> int:
@@ -144,13 +149,18 @@ class Call:
             self._accept(name, value)
         return self.__dict__["latents"]
 
+    def _shown_branches(self) -> list[str]:
+        """Whose texts are "prompt_embeds" while guidance is on, one after the other."""
+        order = next((g.callback_branches for g in self._guidance()), ("negative", "positive"))
+        return [branch for branch in order if branch in self.setup.branches]
+
     def _expose(self, name: str) -> Any:
         """A tensor under the name by which callbacks know it."""
         if name == "prompt_embeds":
             positive = self.setup.branches["positive"]["encoder_hidden_states"]
             if not self.do_classifier_free_guidance:
                 return positive
-            return torch.cat([self.setup.branches["negative"]["encoder_hidden_states"], positive])
+            return torch.cat([self.setup.branches[b]["encoder_hidden_states"] for b in self._shown_branches()])
         if name == "negative_prompt_embeds":
             return (
                 self.setup.branches["negative"]["encoder_hidden_states"] if "negative" in self.setup.branches else None
@@ -161,10 +171,12 @@ class Call:
         """Take back what a callback returned."""
         if name == "prompt_embeds":
             size = self.setup.branches["positive"]["encoder_hidden_states"].shape[0]
-            if value.shape[0] == 2 * size:
-                self._replace("negative", value[:size])
-                value = value[size:]
-            self._replace("positive", value)
+            branches = self._shown_branches()
+            if value.shape[0] == len(branches) * size:
+                for branch, embeds in zip(branches, value.split(size), strict=True):
+                    self._replace(branch, embeds)
+            else:
+                self._replace("positive", value)
         elif name == "negative_prompt_embeds":
             if value is not None:
                 self._replace("negative", value)
@@ -180,13 +192,14 @@ class Call:
 
 
 def compose_guiders(guidance_scale: float, guidance_rescale: float, guiders: Sequence[Guider]) -> list[Guider]:
-    """Classifier-free guidance first, then ``guiders``, then rescale.
+    """Classifier-free guidance first, then ``guiders`` as they come, then rescale.
 
-    A :class:`ClassifierFreeGuidance` or :class:`GuidanceRescale` among ``guiders`` takes the place of the built-in one.
+    A :class:`ClassifierFreeGuidance` among ``guiders`` takes the place of the built-in one, the last of several that of
+    all: the caller's that of the pipeline's own. So does a :class:`GuidanceRescale`.
     """
-    own = list(guiders)
-    if not any(isinstance(g, ClassifierFreeGuidance) for g in own):
-        own.insert(0, ClassifierFreeGuidance(guidance_scale))
-    if guidance_rescale > 0 and not any(isinstance(g, GuidanceRescale) for g in own):
-        own.append(GuidanceRescale(guidance_rescale))
-    return own
+    guidance: list[Guider] = [ClassifierFreeGuidance(guidance_scale)]
+    guidance += [g for g in guiders if isinstance(g, ClassifierFreeGuidance)]
+    rest = [g for g in guiders if not isinstance(g, ClassifierFreeGuidance)]
+    if guidance_rescale > 0 and not any(isinstance(g, GuidanceRescale) for g in rest):
+        rest.append(GuidanceRescale(guidance_rescale))
+    return [guidance[-1], *rest]

@@ -8,7 +8,8 @@ import torch
 
 from langevin.guiders.image_start import ImageStart
 from langevin.pipelines.stable_diffusion import StableDiffusionPipeline
-from langevin.pipelines.stable_diffusion_base import StableDiffusionBase, also_takes
+from langevin.pipelines.stable_diffusion_base import StableDiffusionBase
+from langevin.signatures import also_takes
 
 
 class StableDiffusionImg2ImgPipeline(StableDiffusionBase):

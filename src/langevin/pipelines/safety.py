@@ -61,3 +61,8 @@ class StableDiffusionSafetyChecker(PreTrainedModel):
             if flagged:
                 images[k] = 0
         return images, flags
+
+
+SafeStableDiffusionSafetyChecker = StableDiffusionSafetyChecker
+"""What checkpoints of Safe Latent Diffusion call it. The weights and the judgement are the same; it is saved under the
+usual name."""

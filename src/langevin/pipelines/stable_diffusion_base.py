@@ -6,10 +6,11 @@ import copy
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -28,10 +29,9 @@ from langevin.pipelines.results import call_settings, check_output_type, deliver
 from langevin.prompts.clip import encode_prompts
 from langevin.prompts.textual_inversion import TextualInversionLoaderMixin
 from langevin.randomness import noise_for
+from langevin.signatures import also_takes  # noqa: F401  (rows import it from here while they are written)
 
 logger = logging.getLogger(__name__)
-
-Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @dataclass
@@ -40,29 +40,6 @@ class StableDiffusionPipelineOutput(BaseOutput):
 
     images: Any
     nsfw_content_detected: list[bool] | None
-
-
-def also_takes(model: Callable[..., Any]) -> Callable[[Method], Method]:
-    """The decorated method's ``**common`` are the arguments of ``model`` that it does not name itself.
-
-    ``help`` and ``inspect.signature`` show them all, and unknown ones raise a TypeError, as if they were written out.
-    """
-
-    def decorate(method: Method) -> Method:
-        own = [p for p in inspect.signature(method).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        named = {p.name for p in own}
-        common = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(model).parameters.values()]
-        signature = inspect.Signature([*own, *(p for p in common if p.name not in named)])
-
-        @functools.wraps(method)
-        def checked(*args: Any, **kwargs: Any) -> Any:
-            signature.bind(*args, **kwargs)
-            return method(*args, **kwargs)
-
-        checked.__signature__ = signature  # type: ignore[attr-defined]
-        return checked  # type: ignore[return-value]
-
-    return decorate
 
 
 class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
@@ -74,6 +51,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
     _optional_components = ["safety_checker", "feature_extractor", "image_encoder"]
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    _scheduler_needs: Mapping[str, Any] = {"steps_offset": 1, "clip_sample": False}
 
     def __init__(
         self,
@@ -95,7 +73,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             unet=unet,
-            scheduler=modernised(scheduler),
+            scheduler=modernised(scheduler, self._scheduler_needs),
             safety_checker=safety_checker,
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
@@ -278,21 +256,27 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, the model's own where None."""
         factor = self.vae_scale_factor
-        own = self.unet.config.sample_size
+        config = self.unet.config
+        own = config.sample_size
+        if isinstance(own, int) and _before_0_9(config.get("_diffusers_version")):
+            own = max(own, 64)  # the first configs say 32 where 64 is meant
         own_height, own_width = (own, own) if isinstance(own, int) else own
         height, width = height or own_height * factor, width or own_width * factor
         if height % factor or width % factor or height < 1 or width < 1:
             raise ValueError(f"height and width are {height} and {width}; both must be multiples of {factor}")
         return height, width
 
-    def _pixels(self, image: Any, height: int | None = None, width: int | None = None) -> Tensor:
-        """Pictures that a caller gave, ``(n, 3, height, width)`` in [-1, 1]; latents pass as they are."""
+    def _pixels(self, image: Any, height: int | None = None, width: int | None = None, **how: Any) -> Tensor:
+        """Pictures that a caller gave, ``(n, 3, height, width)`` in [-1, 1]; latents pass as they are.
+
+        ``how`` is for :meth:`~langevin.VaeImageProcessor.preprocess`.
+        """
         if image is None:
             raise ValueError("image is missing; give a PIL image, an array or a tensor in [0, 1], or a list of them")
         listed = image if isinstance(image, (list, tuple)) else [image]
         listed = [one.convert("RGB") if isinstance(one, Image.Image) else one for one in listed]  # "L", "RGBA", …
         whole = listed if isinstance(image, (list, tuple)) else listed[0]
-        return self.image_processor.preprocess(whole, height=height, width=width)
+        return self.image_processor.preprocess(whole, height=height, width=width, **how)
 
     def _size_of(self, pixels: Tensor) -> dict[str, int]:
         """The height and width of pictures made from these pixels or latents."""
@@ -349,16 +333,17 @@ def _defaults() -> dict[str, Any]:
     return {name: p.default for name, p in parameters.items() if name != "self"}
 
 
-def modernised(scheduler: Any) -> Any:
-    """Stable Diffusion's first configs lacked two settings that its pictures need: an offset of 1, and no clipping.
+def _before_0_9(version: str | None) -> bool:
+    """Whether a config was written by a reference older than 0.9."""
+    return version is not None and tuple(map(int, re.findall(r"\d+", version)[:2])) < (0, 9)
 
-    The scheduler is returned as it is where they are right, else as a copy with them set.
+
+def modernised(scheduler: Any, needs: Mapping[str, Any]) -> Any:
+    """Stable Diffusion's first configs lacked settings that its pictures need: an offset of 1, no clipping.
+
+    The scheduler is returned as it is where those that it knows are right, else as a copy with them set.
     """
-    wrong = {}
-    if scheduler is not None and scheduler.config.get("steps_offset", 1) != 1:
-        wrong["steps_offset"] = 1
-    if scheduler is not None and scheduler.config.get("clip_sample", False):
-        wrong["clip_sample"] = False
+    wrong = {k: v for k, v in needs.items() if scheduler is not None and scheduler.config.get(k, v) != v}
     if not wrong:
         return scheduler
     settings = ", ".join(f"{k}={v}" for k, v in wrong.items())

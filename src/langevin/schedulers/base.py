@@ -8,7 +8,7 @@ The scheduler itself is never changed by it, so one scheduler serves any number 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from itertools import pairwise
@@ -19,9 +19,8 @@ import torch
 from ..checkpoints.config import ConfigMixin
 from . import prediction as predictions
 from . import spacing as spacings
+from .arithmetic import DrawNoise, cast, combine, draw, per_image, spread
 from .noise import Level, NoiseSchedule
-
-DrawNoise = Callable[[torch.Tensor], torch.Tensor]
 
 
 class StepOutput:
@@ -58,58 +57,6 @@ class StepOutput:
 
     def to_tuple(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.prev_sample, self.pred_original_sample
-
-
-# -- tensor arithmetic -----------------------------------------------------------------------------------------------
-
-
-_WIDE = (torch.float32, torch.float64)
-
-
-def upcast(x: torch.Tensor) -> torch.Tensor:
-    """fp16 and bf16 to fp32; fp32 and fp64 as they are."""
-    return x if x.dtype in _WIDE else x.float()
-
-
-def combine(*terms: tuple[float, torch.Tensor]) -> torch.Tensor:
-    """Σ a·x over pairs (a, x), in at least fp32, in as few passes as there are terms; zero terms cost nothing."""
-    total, scale, fresh, dtype, shape = None, 1.0, False, None, None
-    for a, x in terms:
-        if a == 0.0:
-            continue
-        kind = x.dtype
-        if kind is not dtype and kind not in _WIDE:
-            x = x.float()
-            kind = x.dtype
-        if total is None:
-            total, scale, dtype, shape = x, a, kind, x.shape
-            continue
-        if scale != 1.0:
-            total, scale, fresh = total * scale, 1.0, True
-        if fresh and kind is dtype and x.shape == shape:
-            total.add_(x, alpha=a)
-        else:
-            total, fresh = torch.add(total, x, alpha=a), True
-            dtype, shape = total.dtype, total.shape
-    if total is None:
-        return torch.zeros_like(upcast(terms[0][1]))
-    return total if scale == 1.0 else total * scale
-
-
-def draw(like: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> torch.Tensor:
-    """Gaussian noise shaped like ``like``; a list of generators gives each image of the batch its own.
-
-    Noise is drawn where the generator lives and then moved, so that a CPU generator means the same on any device.
-    """
-    if isinstance(generator, (list, tuple)):
-        if len(generator) == 1:
-            return draw(like, generator[0])
-        if len(generator) != len(like):
-            raise ValueError(f"{len(generator)} generators for a batch of {len(like)}: give one, or one per image")
-        return torch.cat([draw(like[k : k + 1], g) for k, g in enumerate(generator)])
-    assert generator is None or isinstance(generator, torch.Generator)
-    place = generator.device if generator is not None else like.device
-    return torch.randn(like.shape, generator=generator, device=place, dtype=like.dtype).to(like.device)
 
 
 # -- one pass --------------------------------------------------------------------------------------------------------
@@ -182,11 +129,13 @@ class Run:
         return None
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, i: int) -> torch.Tensor:
-        """x0 noised to the level at which call ``i`` starts; after the last call (``i == len(run)``), x0 itself."""
-        if i == len(self):
-            return x0
-        alpha, sigma = self.levels[i]
-        return combine((alpha, x0), (sigma, noise)).to(x0.dtype)
+        """x0 noised to the level at which call ``i`` starts, or where the run ends (``i == len(run)``).
+
+        That end is usually the clean image, x0 itself. Of an inversion it is noise, and some configs
+        (``set_alpha_to_one=False``) end at the least noise of training.
+        """
+        alpha, sigma = self.levels[i] if i < len(self) else self.targets[-1]
+        return cast(combine((alpha, x0), (sigma, noise)), x0.dtype)
 
     def index_of(self, timestep: float) -> int:
         """The call that has this timestep. Where several have it, the second, unless the run begins there."""
@@ -214,7 +163,7 @@ class Run:
 
     def _later(self, prediction: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor | Callable[[], torch.Tensor]:
         """x0 as call ``i`` predicts it, computed when it is asked for."""
-        return lambda: self._original(prediction, i, x).to(x.dtype)
+        return lambda: cast(self._original(prediction, i, x), x.dtype)
 
     def _original(self, prediction: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
         """x0 as call ``i`` predicts it, bounded if the config says so."""
@@ -223,15 +172,8 @@ class Run:
         return x0 if self.limit is None else self.limit(x0)
 
 
-def per_image(levels: Sequence[Level], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(alpha, sigma) of one level per image, in at least fp32, shaped to be multiplied with ``like``."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    pairs = torch.tensor(levels, dtype=dtype, device=like.device)
-    alpha, sigma = (column.view(-1, *[1] * (like.ndim - 1)) for column in pairs.unbind(1))
-    return alpha, sigma
-
-
-def _as_tensor(timesteps: list[Any], device: str | torch.device | None = None) -> torch.Tensor:
+def as_tensor(timesteps: list[Any], device: str | torch.device | None = None) -> torch.Tensor:
+    """int64, or fp32 where there are fractions."""
     whole = all(isinstance(t, int) for t in timesteps)
     return torch.tensor(timesteps, dtype=torch.int64 if whole else torch.float32, device=device)
 
@@ -297,8 +239,16 @@ class SchedulerMixin(ConfigMixin):
     prediction_types: ClassVar[tuple[str, ...]] = predictions.PREDICTION_TYPES
     _compatibles: ClassVar[list[str]] = _COMPATIBLES
 
+    # The spacings that there can be, and what about the class it is that others do not fit.
+    _spacings: ClassVar[Mapping[str, Any]] = spacings.SPACINGS
+    _spacings_because: ClassVar[str] = ""
+    # Whether the tuple that step(return_dict=False) gives has x0 too.
+    _tuple_has_original: ClassVar[bool] = True
     # Whether step() works before set_timesteps(), over all training timesteps.
     _steps_at_once: ClassVar[bool] = False
+
+    # ᾱ that stands in for a zero at the end of a schedule, for solvers that divide by it.
+    _smallest_alpha_bar: ClassVar[float | None] = None
 
     noise_schedule: NoiseSchedule
 
@@ -313,6 +263,20 @@ class SchedulerMixin(ConfigMixin):
     def _own(self) -> dict[str, Any]:
         """The config without what other classes left in it (``from_config`` keeps that, for the way back)."""
         return {name: self.config[name] for name in _settings(type(self))}  # type: ignore[arg-type]
+
+    def _build_noise_schedule(self) -> NoiseSchedule:
+        """The noise schedule that the config describes."""
+        c = self.config
+        self._check_one_sigma_spacing()
+        return NoiseSchedule.from_config(
+            c.num_train_timesteps,
+            c.beta_start,
+            c.beta_end,
+            c.beta_schedule,
+            c.trained_betas,
+            self._own.get("rescale_betas_zero_snr", False),
+            self._smallest_alpha_bar,
+        )
 
     # -- planning ----------------------------------------------------------------------------------------------------
 
@@ -372,13 +336,22 @@ class SchedulerMixin(ConfigMixin):
         for state in ("_run", "_timesteps", "_step_index", "_begin_index", "num_inference_steps"):
             twin.__dict__.pop(state, None)
         twin.register_to_config(_spacing={"name": name, **options})
+        _ = twin._spacing  # refused here rather than when it is used
         return twin
 
     @property
     def _spacing(self) -> tuple[str, dict[str, Any]] | None:
         """What ``with_spacing`` was told. Configs keep it under a name that other libraries skip."""
         entry = self.config.get("_spacing")
-        return spacings.check(entry["name"], {k: v for k, v in entry.items() if k != "name"}) if entry else None
+        if not entry:
+            return None
+        name, options = spacings.check(entry["name"], {k: v for k, v in entry.items() if k != "name"})
+        if name not in self._spacings:
+            raise ValueError(
+                f"spacing {name!r} does not fit {type(self).__name__}, which {self._spacings_because}; allowed: "
+                f"{', '.join(map(repr, self._spacings))}"
+            )
+        return name, options
 
     def _timestep_spacing(self) -> tuple[str, dict[str, Any]]:
         """The timestep spacing in force and its options; a sigma spacing lies between the ends that it gives."""
@@ -490,7 +463,7 @@ class SchedulerMixin(ConfigMixin):
         """Choose the levels that the following ``step`` calls visit; see :meth:`plan`, also for ``options``."""
         run = self.plan(num_inference_steps, timesteps=timesteps, sigmas=sigmas, **options)
         self._run = run
-        self._timesteps = _as_tensor(run.timesteps, device)
+        self._timesteps = as_tensor(run.timesteps, device)
         self._step_index = self._begin_index = None
         self.num_inference_steps = num_inference_steps if num_inference_steps is not None else len(run)
 
@@ -509,7 +482,7 @@ class SchedulerMixin(ConfigMixin):
     def timesteps(self) -> torch.Tensor | None:
         """What the network is told at each call, as a tensor (int64, or fp32 where the levels are fractional)."""
         if self._timesteps is None:
-            self._timesteps = _as_tensor(self.run.timesteps)
+            self._timesteps = as_tensor(self.run.timesteps)
         return self._timesteps
 
     @timesteps.setter
@@ -577,7 +550,9 @@ class SchedulerMixin(ConfigMixin):
 
         output = run.step(model_output, i, sample, noise)
         self._step_index = i + 1
-        return output if return_dict else output.to_tuple()
+        if return_dict:
+            return output
+        return output.to_tuple() if self._tuple_has_original else (output.prev_sample,)
 
     # -- noising, for training and image to image --------------------------------------------------------------------
 
@@ -588,8 +563,7 @@ class SchedulerMixin(ConfigMixin):
             return per_image([self.noise_schedule.level(t) for t in timesteps.flatten().tolist()], like)
         alpha_bar = self.noise_schedule.alphas_cumprod_on(like.device)[timesteps.flatten().to(like.device)]
         alpha_bar = alpha_bar.to(torch.promote_types(like.dtype, torch.float32))
-        shape = (-1, *[1] * (like.ndim - 1))
-        return alpha_bar.sqrt().view(shape), (1 - alpha_bar).sqrt().view(shape)
+        return spread(alpha_bar.sqrt(), like), spread((1 - alpha_bar).sqrt(), like)
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | float

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from ..checkpoints.config import register_to_config
-from .base import DrawNoise, Run, StepOutput, combine, draw
+from .arithmetic import DrawNoise, cast, combine, draw
+from .base import Run, StepOutput
 from .edm import Number, PreconditionedRun, PreconditionedScheduler, skip_and_out
 from .noise import Level
+from .steps import NoisyStep
 
 
 def boundary_scalings(sigma: Number, sigma_min: float, sigma_data: float) -> tuple[Number, Number]:
@@ -42,10 +44,10 @@ class ConsistencyRun(PreconditionedRun):
         previous = x0 = self._original(prediction, i, x)
         if self.added[i]:
             previous = combine((1.0, x0), (self.added[i], (noise or draw)(prediction)))
-        return StepOutput(previous.to(x.dtype), x0.to(x.dtype))
+        return StepOutput(cast(previous, x.dtype), cast(x0, x.dtype))
 
 
-class CMStochasticIterativeScheduler(PreconditionedScheduler):
+class CMStochasticIterativeScheduler(NoisyStep, PreconditionedScheduler):
     """Pictures in one step or a few, each from the one before with some noise put back.
 
     Args:
@@ -65,6 +67,7 @@ class CMStochasticIterativeScheduler(PreconditionedScheduler):
     """
 
     prediction_types = ("consistency",)
+    _tuple_has_original = False
     _steps_at_once = True
     _refuses_whole_timesteps = True
 
@@ -140,19 +143,3 @@ class CMStochasticIterativeScheduler(PreconditionedScheduler):
     ) -> None:  # fmt: skip
         """Choose the levels that the following ``step`` calls visit: a number of them, or places; see the class."""
         super().set_timesteps(num_inference_steps, device, timesteps)
-
-    def step(
-        self, model_output: torch.Tensor, timestep: float | torch.Tensor, sample: torch.Tensor,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None, return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One step of the run that ``set_timesteps`` laid out.
-
-        Args:
-            model_output: the network's output at ``timestep``, given the scaled sample.
-            timestep: one of ``scheduler.timesteps``. Looked up at the first step; after that, steps are counted.
-            sample: x at that timestep, not scaled.
-            generator: where noise comes from; a list gives each image its own.
-            return_dict: False gives the tuple ``(prev_sample,)``.
-        """
-        output = self._step(model_output, timestep, sample, generator, True)
-        return output if return_dict else (output[0],)

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 
 from ..checkpoints.config import register_to_config
-from .base import DrawNoise, Run, SchedulerMixin, StepOutput
+from .arithmetic import DrawNoise
+from .base import Run, SchedulerMixin, StepOutput
 from .brownian import Path, Seed, brownian_path
-from .edm import EDMMultistepRun, EDMScheduler
+from .dpm_multistep import low_orders
+from .edm import EDMScheduler
+from .edm_dpm_multistep import EDMMultistepRun
 from .noise import Level
 
 
@@ -71,6 +74,7 @@ class CosineDPMSolverMultistepScheduler(EDMScheduler):
     """
 
     run_options = ("noise_sampler_seed", "as_published")
+    _tuple_has_original = False
 
     @register_to_config
     def __init__(
@@ -120,8 +124,7 @@ class CosineDPMSolverMultistepScheduler(EDMScheduler):
             init_noise_sigma=self.init_noise_sigma,
             solver_type=c.solver_type,
             order=c.solver_order,
-            first_at_end=c.euler_at_final or (c.lower_order_final and len(sigmas) < 15) or final == 0.0,
-            second_before=False,
+            **low_orders(self._own, len(sigmas), final == 0.0),
             ends=(c.sigma_min, c.sigma_max),
         )
 
@@ -159,5 +162,4 @@ class CosineDPMSolverMultistepScheduler(EDMScheduler):
                 run.seed = generator.initial_seed()
             else:
                 run.seed = [each.initial_seed() for each in generator]
-        output = self._step(model_output, timestep, sample, None, True)
-        return output if return_dict else (output[0],)
+        return self._step(model_output, timestep, sample, None, return_dict)

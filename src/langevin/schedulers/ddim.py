@@ -14,8 +14,10 @@ import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import DrawNoise, Run, SchedulerMixin, StepOutput, combine, draw
-from .noise import Level, NoiseSchedule, alpha_of_step
+from .arithmetic import DrawNoise, cast, combine, draw
+from .base import Run, StepOutput
+from .noise import alpha_of_step
+from .timesteps import TimestepScheduler
 
 
 class DDIMRun(Run):
@@ -42,27 +44,26 @@ class DDIMRun(Run):
                 weights = (direction * r, 0.0, target.alpha + direction * w)
             else:
                 weights = (direction * r, direction * w, target.alpha)
-            self.coefficients.append((*weights, sigma))
+            self.coefficients.append((*weights, sigma, p, q))
 
     def noise_kept(self, i: int) -> float | None:
         return self.directions[i]
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
-        of_x, of_prediction, of_x0, sigma = self.coefficients[i]
+        of_x, of_prediction, of_x0, sigma, p, q = self.coefficients[i]
+        terms = [(of_x, x), (of_prediction, prediction)]
         if self.limit is None:
             self.refuse_blind_start(i)
-            previous = combine((of_x, x), (of_prediction, prediction))
             original = self._later(prediction, i, x)
         else:
-            x0 = self._original(prediction, i, x)
-            previous = combine((of_x0, x0), (of_x, x), (of_prediction, prediction))
-            original = x0.to(x.dtype)
+            x0 = self.limit(combine((p, x), (q, prediction)))
+            terms, original = [(of_x0, x0), *terms], cast(x0, x.dtype)
         if self.eta > 0.0:
-            previous = combine((1.0, previous), (sigma, (noise or draw)(prediction)))
-        return StepOutput(previous.to(x.dtype), original)
+            terms.append((sigma, (noise or draw)(prediction)))
+        return StepOutput(cast(combine(*terms), x.dtype), original)
 
 
-class DDIMScheduler(SchedulerMixin):
+class DDIMScheduler(TimestepScheduler):
     """Deterministic by default, with as much of DDPM's noise mixed in as ``eta`` says.
 
     Args:
@@ -95,14 +96,7 @@ class DDIMScheduler(SchedulerMixin):
         clip_sample_range: float = 1.0, sample_max_value: float = 1.0, timestep_spacing: str = "leading",
         rescale_betas_zero_snr: bool = False,
     ):  # fmt: skip
-        self.noise_schedule = NoiseSchedule.from_config(
-            num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr
-        )
-
-    @property
-    def final_alpha_cumprod(self) -> torch.Tensor:
-        """ᾱ of the level where a run ends."""
-        return torch.ones(()) if self.config.set_alpha_to_one else self.alphas_cumprod[0]
+        self.noise_schedule = self._build_noise_schedule()
 
     def _plan(
         self,
@@ -112,11 +106,9 @@ class DDIMScheduler(SchedulerMixin):
         as_published: bool = False,
         **options: Any,
     ) -> DDIMRun:
-        final = Level.of_alpha_bar(self.final_alpha_cumprod.item())
-        visited, levels, targets = self._visit(steps, timesteps, sigmas, final)
+        visited, levels, targets = self._visit(steps, timesteps, sigmas, self._final)
         if timesteps is None and sigmas is None and self._spacing is None and not as_published:
-            stride = self.config.num_train_timesteps // steps
-            targets = [self.noise_schedule.level(t - stride) if t >= stride else final for t in visited]
+            targets = self._stride_below(visited, steps, self._final)
         limit = predictions.limiter(self._own)
         return DDIMRun(visited, levels, targets, self.config.prediction_type, limit, **options)
 

@@ -13,8 +13,11 @@ import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import DrawNoise, Run, SchedulerMixin, StepOutput, combine, draw
-from .noise import Level, NoiseSchedule, alpha_of_step
+from .arithmetic import DrawNoise, cast, combine, draw
+from .base import Run, StepOutput
+from .noise import Level, alpha_of_step
+from .steps import NoisyStep
+from .timesteps import TimestepScheduler
 
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
 _LEAST_VARIANCE = 1e-20
@@ -59,21 +62,20 @@ class DDPMRun(Run):
 
         if self.limit is None:
             self.refuse_blind_start(i)
-            previous = combine((of_x, x), (of_prediction, prediction))
+            terms = [(of_x, x), (of_prediction, prediction)]
             original = self._later(prediction, i, x)
         else:
             x0 = self._original(prediction, i, x)
-            previous = combine((of_x0, x0), (of_x, x))
-            original = x0.to(x.dtype)
+            terms, original = [(of_x0, x0), (of_x, x)], cast(x0, x.dtype)
 
         if self.timesteps[i] > 0:  # algorithm 2: no noise into the image itself
             z = (noise or draw)(prediction)
             if self.learned:
-                previous = previous + self._learned_deviation(variance, small, beta) * z
+                terms.append((1.0, self._learned_deviation(variance, small, beta) * z))
             else:
                 large = self.variance_type.startswith("fixed_large")
-                previous = combine((1.0, previous), (sqrt(beta if large else small), z))
-        return StepOutput(previous.to(x.dtype), original)
+                terms.append((sqrt(beta if large else small), z))
+        return StepOutput(cast(combine(*terms), x.dtype), original)
 
     def _learned_deviation(self, v: torch.Tensor | None, small: float, beta: float) -> torch.Tensor:
         if v is None:
@@ -88,7 +90,7 @@ class DDPMRun(Run):
         return (v * ((high - low) / 4) + (high + low) / 4).exp()
 
 
-class DDPMScheduler(SchedulerMixin):
+class DDPMScheduler(NoisyStep, TimestepScheduler):
     """Ancestral sampling: every step adds the noise that the training process would have had there.
 
     Args:
@@ -118,9 +120,7 @@ class DDPMScheduler(SchedulerMixin):
         sample_max_value: float = 1.0, timestep_spacing: str = "leading", steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
     ):  # fmt: skip
-        self.noise_schedule = NoiseSchedule.from_config(
-            num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr
-        )
+        self.noise_schedule = self._build_noise_schedule()
 
     def _plan(self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> DDPMRun:
         config = self.config
@@ -133,18 +133,3 @@ class DDPMScheduler(SchedulerMixin):
         visited = self._visit(steps, timesteps, sigmas, Level(1.0, 0.0))
         limit = predictions.limiter(self._own)
         return DDPMRun(*visited, config.prediction_type, limit, variance_type=kind)
-
-    def step(
-        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None, return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One step of the run that ``set_timesteps`` laid out; before that, of the run over all timesteps.
-
-        Args:
-            model_output: the network's output at ``timestep``.
-            timestep: one of ``scheduler.timesteps``.
-            sample: x at that timestep.
-            generator: where noise comes from; a list gives each image its own.
-            return_dict: False gives the tuple ``(prev_sample, pred_original_sample)``.
-        """
-        return self._step(model_output, timestep, sample, generator, return_dict)

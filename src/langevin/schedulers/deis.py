@@ -11,15 +11,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from ..checkpoints.config import register_to_config
-from . import prediction as predictions
-from .base import StepOutput
-from .dpm_multistep import DPMMultistepRun
+from .dpm_multistep import DPMMultistepRun, low_orders
 from .exponential import phi
 from .logsnr import LogSNRScheduler, log_snr
 from .noise import Level
+from .steps import PlainStep
 
 
 def adams_moments(count: int, h: float, z: float) -> list[float]:
@@ -44,6 +42,10 @@ def tell_apart(levels: Sequence[Level]) -> list[float]:
 class DEISRun(DPMMultistepRun):
     """x_t = α_t·(x/α_s + Σ_k C_k·ε_k) with C_k = ∫ ℓ_k(log ρ) dρ over the step (equations 14 and 15)."""
 
+    def to_epsilon(self, level: Level) -> tuple[float, float]:
+        p, q = self.to_x0(level)  # by way of x0: as published the same, and else what the reference implementation does
+        return (1.0 - level.alpha * p) / level.sigma, -level.alpha * q / level.sigma
+
     def weights(self, levels: Sequence[Level], target: Level) -> tuple[float, list[float], float]:
         here, lambdas = levels[0], tell_apart(levels)
         if target.sigma == 0.0:  # log ρ has no end there: first order
@@ -54,7 +56,7 @@ class DEISRun(DPMMultistepRun):
         return target.alpha / here.alpha, [-target.sigma * share for share in shares], 0.0
 
 
-class DEISMultistepScheduler(LogSNRScheduler):
+class DEISMultistepScheduler(PlainStep, LogSNRScheduler):
     """Adams-Bashforth on ε with exact exponentials: first to third order, one network call a step.
 
     Args:
@@ -100,42 +102,15 @@ class DEISMultistepScheduler(LogSNRScheduler):
         self._refuse_unless("solver_type", ("logrho",), dict.fromkeys(other, "logrho"))
         self.noise_schedule = self._build_noise_schedule()
 
-    def set_timesteps(  # type: ignore[override]
-        self, num_inference_steps: int | None = None, device: str | torch.device | None = None,
-        mu: float | None = None, timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None,
-        **options: bool,
-    ) -> None:  # fmt: skip
-        """Choose the levels that the following ``step`` calls visit; see :meth:`plan`."""
-        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, mu=mu, **options)
-
     def _run_over(self, visited: list[float], sigmas: list[float], as_published: bool = False) -> DEISRun:
         c = self.config
-        levels = [self._level(sigma) for sigma in sigmas]
-        short = len(visited) < 15 and c.lower_order_final
-        return DEISRun(
+        return self._lay(
+            DEISRun,
             visited,
-            levels[:-1],
-            levels[1:],
-            c.prediction_type,
-            predictions.limiter(self._own),
+            sigmas,
             algorithm=c.algorithm_type,
             solver_type=c.solver_type,
             order=c.solver_order,
-            first_at_end=short,
-            second_before=short,
+            as_published=as_published,
+            **low_orders(self._own, len(visited), sigmas[-1] == 0.0),
         )
-
-    def step(
-        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor,
-        return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One step of the run that ``set_timesteps`` laid out.
-
-        Args:
-            model_output: the network's output at ``timestep``.
-            timestep: one of ``scheduler.timesteps``. Looked up at the first step; after that, steps are counted.
-            sample: x at that timestep.
-            return_dict: False gives the tuple ``(prev_sample,)``.
-        """
-        output = self._step(model_output, timestep, sample, None, True)
-        return output if return_dict else (output[0],)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from .base import DrawNoise, Run, StepOutput, combine, draw
+from .arithmetic import DrawNoise, cast, combine, draw, scaled
+from .base import Run, StepOutput
 from .dpm_fast import ancestral_within, dpm_step
 from .noise import Level
 from .recipe import RecipeRun, RecipeScheduler, Stage
@@ -73,7 +74,7 @@ class DPMAdaptiveRun(RecipeRun):
         self.rejected = 0
 
     def scale_model_input(self, x: torch.Tensor, i: int) -> torch.Tensor:
-        return x * (1.0 / hypot(self.levels[i].sigma, 1.0))
+        return scaled(x, 1.0 / hypot(self.levels[i].sigma, 1.0))
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         if i != len(self) - 1:
@@ -84,7 +85,7 @@ class DPMAdaptiveRun(RecipeRun):
         sigma, slope = self.levels[i].sigma, self.read(prediction, i, x)
         if sigma <= self.least * (1 + 1e-5) and not self.stages:  # what is left is the step to σ = 0
             moved = combine((1.0, x), (self.end - sigma, slope))
-            return StepOutput(moved.to(x.dtype), self._later(prediction, i, x))
+            return StepOutput(cast(moved, x.dtype), self._later(prediction, i, x))
         if not self.stages:
             self.origin, self.history = x, []
             self._try_step(sigma)
@@ -93,7 +94,7 @@ class DPMAdaptiveRun(RecipeRun):
             moved = self._judge(noise)
         else:
             moved = self._stage()
-        return StepOutput(moved.to(x.dtype), self._later(prediction, i, x))
+        return StepOutput(cast(moved, x.dtype), self._later(prediction, i, x))
 
     def _try_step(self, sigma: float) -> None:
         """Lay a step of length h from σ."""

@@ -11,7 +11,7 @@ For the stochastic variants, h is replaced by 2h in the weights of the predictio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import exp, expm1, inf, sqrt
 from typing import Any
 
@@ -19,27 +19,32 @@ import numpy as np
 import torch
 
 from ..checkpoints.config import register_to_config
-from . import prediction as predictions
-from .base import DrawNoise, StepOutput, combine, draw
+from .arithmetic import DrawNoise, cast, combine, draw
+from .base import SchedulerMixin, StepOutput
+from .exponential import integrals, weigh
 from .logsnr import LogSNRRun, LogSNRScheduler, log_snr
 from .noise import Level
 
 ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
 
 
-def differences(lambdas: Sequence[float], h: float) -> list[list[float]]:
-    """D0, D1, D2 as weights of m0, m1, m2, for as many predictions as there are λ (the newest first)."""
-    if len(lambdas) == 1:
-        return [[1.0]]
-    r0 = (lambdas[0] - lambdas[1]) / h
-    first = [1 / r0, -1 / r0]
-    if len(lambdas) == 2:
-        return [[1.0, 0.0], first]
-    r1 = (lambdas[1] - lambdas[2]) / h
-    earlier = [0.0, 1 / r1, -1 / r1]
-    bend = [a - b for a, b in zip([*first, 0.0], earlier, strict=True)]
-    d1 = [a + r0 / (r0 + r1) * b for a, b in zip([*first, 0.0], bend, strict=True)]
-    return [[1.0, 0.0, 0.0], d1, [b / (r0 + r1) for b in bend]]
+def check_solver(scheduler: SchedulerMixin, algorithms: Sequence[str]) -> None:
+    """Check a config's ``algorithm_type`` and ``solver_type``; other solvers' names for theirs mean the default."""
+    scheduler._refuse_unless("algorithm_type", algorithms, {"deis": "dpmsolver++"})
+    scheduler._refuse_unless("solver_type", ("midpoint", "heun"), dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"))
+    algorithm = scheduler.config.algorithm_type
+    if scheduler._own.get("final_sigmas_type") == "zero" and not algorithm.endswith("++"):
+        raise ValueError(
+            f"final_sigmas_type='zero' does not go with algorithm_type={algorithm!r}, which divides by the last σ; use "
+            "final_sigmas_type='sigma_min' or algorithm_type='dpmsolver++'"
+        )
+
+
+def low_orders(settings: Mapping[str, Any], steps: int, ends_clean: bool) -> dict[str, bool]:
+    """Where a run of so many steps makes do with lower orders, by the config's settings."""
+    short = steps < 15 and settings["lower_order_final"]
+    first = settings.get("euler_at_final", False) or short or ends_clean
+    return {"first_at_end": first, "second_before": short}
 
 
 def dpm_weights(
@@ -54,7 +59,7 @@ def dpm_weights(
         levels: where the predictions were made, the newest first; x is at the first. Their number is the order.
         target: where the step goes.
         as_published: see :class:`DPMSolverMultistepScheduler`.
-        bend: what D2 is multiplied by: 2 is the expansion's, 1 is what the multistep solver takes.
+        bend: see :func:`~langevin.schedulers.exponential.integrals`.
     """
     here = levels[0]
     lambdas = [log_snr(level) for level in levels]
@@ -66,26 +71,20 @@ def dpm_weights(
         return 1.0, [0.0], 0.0
 
     if algorithm.endswith("++"):  # arXiv:2211.01095, equations 9 and 14
-        decay = exp(-times * h)
         of_x = target.sigma / here.sigma * (exp(-h) if times == 2.0 else 1.0)
-        phi0 = target.alpha * -expm1(-times * h)
-        phi1 = target.alpha * (1 - (1 - decay) / (times * h)) if order > 1 else 0.0
-        phi2 = target.alpha * (0.5 - (times * h - 1 + decay) / (times * h) ** 2) if order > 2 else 0.0
-        if times == 2.0 and order > 2 and not as_published:
-            phi2 -= target.alpha
+        scale, z = -target.alpha, -times * h
         noise = target.sigma * sqrt(-expm1(-2 * h)) if times == 2.0 else 0.0
     else:  # arXiv:2206.00927, equations 3.7 and B.4
         of_x = target.alpha / here.alpha
-        phi0 = -times * target.sigma * expm1(h)
-        phi1 = -times * target.sigma * (expm1(h) / h - 1) if order > 1 else 0.0
-        phi2 = -times * target.sigma * ((expm1(h) - h) / h**2 - 0.5) if order > 2 else 0.0
+        scale, z = -times * target.sigma, h
         noise = target.sigma * sqrt(expm1(2 * h)) if times == 2.0 else 0.0
 
+    parts = [scale * part for part in integrals(order, z, bend)]
     if order == 2 and solver_type == "midpoint":
-        phi1 = phi0 / 2
-    parts = zip((phi0, phi1, bend * phi2), differences(lambdas, h), strict=False)
-    scaled = [[phi * weight for weight in weights] for phi, weights in parts]
-    return of_x, [sum(column) for column in zip(*scaled, strict=True)], noise
+        parts[1] = parts[0] / 2
+    if order == 3 and algorithm == "sde-dpmsolver++" and not as_published:
+        parts[2] -= bend * target.alpha
+    return of_x, weigh(parts, lambdas, h), noise
 
 
 class DPMMultistepRun(LogSNRRun):
@@ -93,9 +92,9 @@ class DPMMultistepRun(LogSNRRun):
 
     def __init__(self, *args, algorithm: str, solver_type: str, order: int, first_at_end: bool, second_before: bool,
                  as_published: bool = False, **options: Any):  # fmt: skip
-        self.algorithm, self.solver_type, self.as_published = algorithm, solver_type, as_published
+        self.algorithm, self.solver_type = algorithm, solver_type
         self.order, self.first_at_end, self.second_before = order, first_at_end, second_before
-        super().__init__(*args, keep=order, predicts_x0=algorithm.endswith("++"), **options)
+        super().__init__(*args, keep=order, predicts_x0=algorithm.endswith("++"), as_published=as_published, **options)
 
     def configure(self) -> None:
         self.coefficients = []  # of every call, by order
@@ -119,12 +118,12 @@ class DPMMultistepRun(LogSNRRun):
         self.remember(m0)
         orders = self.coefficients[i]
         of_x, weights, deviation = orders[min(len(self.history), len(orders)) - 1]
-        previous = combine((of_x, x), *zip(weights, self.history, strict=False))
+        terms = [(of_x, x), *zip(weights, self.history, strict=False)]
         if self.algorithm.startswith("sde"):
-            z = (noise or draw)(m0)
-            previous = combine((1.0, previous), (deviation, z))
-        original = m0.to(x.dtype) if self.predicts_x0 else self._later(prediction[:, : self.channels], i, x)
-        return StepOutput(previous.to(x.dtype), original)
+            terms.append((deviation, (noise or draw)(m0)))
+        previous = combine(*terms)
+        original = cast(m0, x.dtype) if self.predicts_x0 else self._later(prediction[:, : self.channels], i, x)
+        return StepOutput(cast(previous, x.dtype), original)
 
 
 class DPMSolverMultistepScheduler(LogSNRScheduler):
@@ -175,13 +174,7 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
         rescale_betas_zero_snr: bool = False, use_dynamic_shifting: bool = False,
         time_shift_type: str = "exponential",
     ):  # fmt: skip
-        self._refuse_unless("algorithm_type", ALGORITHMS, {"deis": "dpmsolver++"})
-        self._refuse_unless("solver_type", ("midpoint", "heun"), dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"))
-        if final_sigmas_type == "zero" and not self.config.algorithm_type.endswith("++"):
-            raise ValueError(
-                f"final_sigmas_type='zero' does not go with algorithm_type={algorithm_type!r}, which divides by the "
-                "last σ; use final_sigmas_type='sigma_min' or algorithm_type='dpmsolver++'"
-            )
+        check_solver(self, ALGORITHMS)
         self.noise_schedule = self._build_noise_schedule()
 
     @property
@@ -192,21 +185,15 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
         c = self.config
         if c.algorithm_type == "sde-dpmsolver" and c.solver_order > 2:
             raise ValueError(f"algorithm_type='sde-dpmsolver' has orders 1 and 2, not solver_order={c.solver_order}")
-        levels = [self._level(sigma) for sigma in sigmas]
-        short = len(visited) < 15 and c.lower_order_final
-        return DPMMultistepRun(
+        return self._lay(
+            DPMMultistepRun,
             visited,
-            levels[:-1],
-            levels[1:],
-            c.prediction_type,
-            predictions.limiter(self._own),
+            sigmas,
             algorithm=c.algorithm_type,
             solver_type=c.solver_type,
             order=c.solver_order,
-            first_at_end=c.euler_at_final or short or sigmas[-1] == 0.0,
-            second_before=short,
-            channels=3 if c.variance_type in ("learned", "learned_range") and c.prediction_type == "epsilon" else None,
             as_published=as_published,
+            **low_orders(self._own, len(visited), sigmas[-1] == 0.0),
         )
 
     def step(
@@ -224,5 +211,4 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
             variance_noise: the noise itself, instead of ``generator``.
             return_dict: False gives the tuple ``(prev_sample,)``.
         """
-        output = self._step(model_output, timestep, sample, generator, True, variance_noise)
-        return output if return_dict else (output[0],)
+        return self._step(model_output, timestep, sample, generator, return_dict, variance_noise)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from ..checkpoints.config import register_to_config
-from .base import DrawNoise, StepOutput, combine, draw
+from .arithmetic import DrawNoise, combine, draw
+from .base import StepOutput
 from .brownian import Path, Seed, brownian_path
 from .euler_ancestral import ancestral_step
 from .kdpm2 import MidpointRun, MidpointScheduler

@@ -18,10 +18,12 @@ import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import DrawNoise, StepOutput, combine, draw
-from .dpm_multistep import dpm_weights
+from .arithmetic import DrawNoise, cast, combine, draw
+from .base import StepOutput
+from .dpm_multistep import check_solver, dpm_weights
 from .logsnr import LogSNRRun, LogSNRScheduler
 from .noise import Level
+from .steps import NoisyStep
 
 ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++")
 
@@ -61,10 +63,11 @@ class DPMSinglestepRun(LogSNRRun):
     def __init__(self, *args, algorithm: str, solver_type: str, orders: Sequence[int], as_published: bool,
                  **options: Any):  # fmt: skip
         self.algorithm, self.solver_type, self.orders = algorithm, solver_type, orders
-        self.as_published = as_published
         self.origin: torch.Tensor | None = None
         self.added: torch.Tensor | None = None  # noise, since the group began
-        super().__init__(*args, keep=max(orders), predicts_x0=algorithm.endswith("++"), **options)
+        super().__init__(
+            *args, keep=max(orders), predicts_x0=algorithm.endswith("++"), as_published=as_published, **options
+        )
 
     def configure(self) -> None:
         form = (self.algorithm, self.solver_type)
@@ -80,7 +83,7 @@ class DPMSinglestepRun(LogSNRRun):
         if order == 1 or self.origin is None:
             self.origin = x
         of_x, weights, deviation = self.coefficients[i][order - 1]
-        previous = combine((of_x, self.origin), *zip(weights, self.history, strict=False))
+        terms = [(of_x, self.origin), *zip(weights, self.history, strict=False)]
         if self.algorithm.startswith("sde"):
             z = (noise or draw)(m0)
             added = combine((deviation, z))
@@ -88,12 +91,13 @@ class DPMSinglestepRun(LogSNRRun):
                 carried, _, fresh = self.coefficients[i][0]
                 added = combine((carried, self.added), (fresh, z))
             self.added = added
-            previous = combine((1.0, previous), (1.0, added))
-        original = m0.to(x.dtype) if self.predicts_x0 else self._later(prediction[:, : self.channels], i, x)
-        return StepOutput(previous.to(x.dtype), original)
+            terms.append((1.0, added))
+        previous = combine(*terms)
+        original = cast(m0, x.dtype) if self.predicts_x0 else self._later(prediction[:, : self.channels], i, x)
+        return StepOutput(cast(previous, x.dtype), original)
 
 
-class DPMSolverSinglestepScheduler(LogSNRScheduler):
+class DPMSolverSinglestepScheduler(NoisyStep, LogSNRScheduler):
     """Second or third order without a history: every two or three calls stand by themselves.
 
     Args:
@@ -139,55 +143,21 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
         lambda_min_clipped: float = -inf, variance_type: str | None = None, use_dynamic_shifting: bool = False,
         time_shift_type: str = "exponential",
     ):  # fmt: skip
-        self._refuse_unless("algorithm_type", ALGORITHMS, {"deis": "dpmsolver++"})
-        self._refuse_unless("solver_type", ("midpoint", "heun"), dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"))
+        check_solver(self, ALGORITHMS)
         if solver_order not in (1, 2, 3):
             raise ValueError(f"solver_order={solver_order}: must be 1, 2 or 3")
-        if final_sigmas_type == "zero" and not self.config.algorithm_type.endswith("++"):
-            raise ValueError(
-                f"final_sigmas_type='zero' does not go with algorithm_type={algorithm_type!r}, which divides by the "
-                "last σ; use final_sigmas_type='sigma_min' or algorithm_type='dpmsolver++'"
-            )
         self.noise_schedule = self._build_noise_schedule()
-
-    def set_timesteps(  # type: ignore[override]
-        self, num_inference_steps: int | None = None, device: str | torch.device | None = None,
-        mu: float | None = None, timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None,
-        **options: bool,
-    ) -> None:  # fmt: skip
-        """Choose the levels that the following ``step`` calls visit; see :meth:`plan`."""
-        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, mu=mu, **options)
 
     def _run_over(self, visited: list[float], sigmas: list[float], as_published: bool = False) -> DPMSinglestepRun:
         c = self.config
         if c.algorithm_type == "dpmsolver":
             predictions.check(c.prediction_type, predictions.PREDICTION_TYPES, "algorithm_type='dpmsolver'")
-        levels = [self._level(sigma) for sigma in sigmas]
-        return DPMSinglestepRun(
+        return self._lay(
+            DPMSinglestepRun,
             visited,
-            levels[:-1],
-            levels[1:],
-            c.prediction_type,
-            predictions.limiter(self._own),
+            sigmas,
             algorithm=c.algorithm_type,
             solver_type=c.solver_type,
             orders=orders_of(len(visited), c.solver_order, c.lower_order_final, sigmas[-1] == 0.0),
-            channels=3 if c.variance_type in ("learned", "learned_range") and c.prediction_type == "epsilon" else None,
             as_published=as_published,
         )
-
-    def step(
-        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None, return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One call's step of the run that ``set_timesteps`` laid out.
-
-        Args:
-            model_output: the network's output at ``timestep``.
-            timestep: one of ``scheduler.timesteps``. Looked up at the first step; after that, steps are counted.
-            sample: x at that timestep.
-            generator: where noise comes from; a list gives each image its own.
-            return_dict: False gives the tuple ``(prev_sample,)``.
-        """
-        output = self._step(model_output, timestep, sample, generator, True)
-        return output if return_dict else (output[0],)

@@ -1,5 +1,5 @@
-"""Preconditioned networks, and samplers for them: Karras, Aittala, Aila & Laine 2022, "Elucidating the Design Space of
-Diffusion-Based Generative Models" (EDM), arXiv:2206.00364.
+"""Preconditioned networks, and what their samplers share: Karras, Aittala, Aila & Laine 2022, "Elucidating the Design
+Space of Diffusion-Based Generative Models" (EDM), arXiv:2206.00364.
 
 x = x0 + σ·n, and the network F gives x0 by (equation 7, table 1)
 
@@ -16,15 +16,16 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from ..checkpoints.config import register_to_config
 from . import prediction as predictions
 from . import spacing as spacings
-from .base import CountedSteps, Run, StepOutput
-from .dpm_multistep import DPMMultistepRun
-from .euler import EulerRun
+from .arithmetic import scaled
+from .base import CountedSteps, Run
 from .noise import Level
 
 Number = TypeVar("Number", float, torch.Tensor)
+
+LAWS = ("karras", "exponential")
+"""The laws that ``sigma_schedule`` names."""
 
 
 def skip_and_out(sigma: Number, sigma_data: float) -> tuple[Number, Number]:
@@ -48,26 +49,13 @@ class PreconditionedRun(Run):
 
     def scale_model_input(self, x: torch.Tensor, i: int) -> torch.Tensor:
         """c_in·x with c_in = 1/sqrt(σ² + σ_data²): unit variance, as in training."""
-        return x * (1.0 / math.hypot(self.levels[i].sigma, self.sigma_data))
+        return scaled(x, 1.0 / math.hypot(self.levels[i].sigma, self.sigma_data))
 
     def to_x0(self, level: Level) -> tuple[float, float]:
         if self.prediction_type == "sample":
             return 0.0, 1.0
         c_skip, c_out = skip_and_out(level.sigma, self.sigma_data)
         return c_skip, -c_out if self.prediction_type == "v_prediction" else c_out
-
-
-class EDMEulerRun(PreconditionedRun, EulerRun):
-    """Algorithm 2 without its second-order correction."""
-
-    _read_after_churn = ("epsilon", "v_prediction")
-
-
-class EDMMultistepRun(PreconditionedRun, DPMMultistepRun):
-    """DPM-Solver++ with α = 1."""
-
-
-# -- schedulers ------------------------------------------------------------------------------------------------------
 
 
 class PreconditionedScheduler(CountedSteps):
@@ -103,7 +91,7 @@ class EDMScheduler(PreconditionedScheduler):
     run_options: ClassVar[tuple[str, ...]] = ("as_published",)
 
     def _check_schedule(self) -> None:
-        for key, allowed in {"sigma_schedule": _LAWS, "final_sigmas_type": ("zero", "sigma_min")}.items():
+        for key, allowed in {"sigma_schedule": LAWS, "final_sigmas_type": ("zero", "sigma_min")}.items():
             if self.config[key] not in allowed:
                 raise ValueError(
                     f"{key}={self.config[key]!r} in the config of {type(self).__name__}: must be one of "
@@ -195,167 +183,3 @@ class EDMScheduler(PreconditionedScheduler):
         kind = predictions.check(self.config.prediction_type, self.prediction_types, type(self).__name__)
         c_skip, c_out = skip_and_out(torch.as_tensor(sigma), self.config.sigma_data)
         return c_skip * sample + (-c_out if kind == "v_prediction" else c_out) * model_output
-
-
-_LAWS = ("karras", "exponential")
-
-
-class EDMEulerScheduler(EDMScheduler):
-    """First order for preconditioned networks, deterministic unless ``s_churn`` is given.
-
-    Args:
-        sigma_min, sigma_max: the ends of the schedule.
-        sigma_data: standard deviation of the training data.
-        sigma_schedule: "karras" (equation 5) or "exponential" (log σ is even).
-        num_train_timesteps: how many levels there are before ``set_timesteps``, less one.
-        prediction_type: "epsilon": the network is F as published; "v_prediction": F is its negative.
-        rho: bend of the Karras schedule.
-        final_sigmas_type: end at "zero", or hold the least σ for a last step ("sigma_min").
-
-    Run options: ``s_churn``, ``s_tmin``, ``s_tmax``, ``s_noise`` (algorithm 2): the noise added before each step;
-    ``as_published``: a single step of the exponential schedule begins at σ_max; in the reference implementation it
-    begins at σ_min.
-
-        >>> run = EDMEulerScheduler().plan(20)
-        >>> x = torch.randn(1, 4, 8, 8) * run.init_noise_sigma
-        >>> for i, t in enumerate(run.timesteps):
-        ...     x = run.step(network(run.scale_model_input(x, i), t), i, x).prev_sample
-    """
-
-    run_options = ("s_churn", "s_tmin", "s_tmax", "s_noise", "as_published")
-    _steps_at_once = True
-    _refuses_whole_timesteps = True
-
-    @register_to_config
-    def __init__(
-        self, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5,
-        sigma_schedule: str = "karras", num_train_timesteps: int = 1000, prediction_type: str = "epsilon",
-        rho: float = 7.0, final_sigmas_type: str = "zero",
-    ):  # fmt: skip
-        self._check_schedule()
-
-    def _plan(
-        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
-        as_published: bool = False, **churn: Any,
-    ) -> Run:  # fmt: skip
-        run = super()._plan(steps, timesteps, sigmas, as_published)
-        if churn:
-            run.options = churn
-            run.configure(**churn)
-        return run
-
-    def _run_over(self, sigmas: list[float], final: float) -> EDMEulerRun:
-        return EDMEulerRun(
-            self._told(sigmas),
-            [*sigmas, final],
-            self.config.prediction_type,
-            sigma_data=self.config.sigma_data,
-            init_noise_sigma=self.init_noise_sigma,
-        )
-
-    def _whole(self) -> Run:
-        levels = self._even(self.config.num_train_timesteps + 1)
-        return self._run_over(levels, self._final_sigma(levels))
-
-    def step(
-        self, model_output: torch.Tensor, timestep: float | torch.Tensor, sample: torch.Tensor,
-        s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = float("inf"), s_noise: float = 1.0,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None, return_dict: bool = True,
-        pred_original_sample: torch.Tensor | None = None,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One step of the run that ``set_timesteps`` laid out.
-
-        Args:
-            model_output: the network's output at ``timestep``, given the scaled sample.
-            timestep: one of ``scheduler.timesteps``. Looked up at the first step; after that, steps are counted.
-            sample: x at that timestep, not scaled.
-            s_churn, s_tmin, s_tmax, s_noise: how much noise to add before steps whose σ lies in [s_tmin, s_tmax].
-            generator: where noise comes from; a list gives each image its own.
-            return_dict: False gives the tuple ``(prev_sample, pred_original_sample)``.
-            pred_original_sample: x0, where it is known already; ``model_output`` is then not looked at.
-        """
-        options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
-        kind = self.config.prediction_type if pred_original_sample is None else "sample"
-        if kind != self.run.prediction_type:
-            self.run.prediction_type = kind
-            self.run.configure(**options)
-        if pred_original_sample is not None:
-            model_output = pred_original_sample
-        return self._step(model_output, timestep, sample, generator, return_dict, None, **options)
-
-
-class EDMDPMSolverMultistepScheduler(EDMScheduler):
-    """DPM-Solver++ for preconditioned networks; see :class:`DPMSolverMultistepScheduler`.
-
-    Args:
-        sigma_min, sigma_max, sigma_data, sigma_schedule, num_train_timesteps, prediction_type, rho: see
-            :class:`EDMEulerScheduler`.
-        solver_order: 1, 2 (for guided sampling) or 3.
-        thresholding, dynamic_thresholding_ratio, sample_max_value: bound the predicted image by its own quantile.
-        algorithm_type: "dpmsolver++", or "sde-dpmsolver++" for fresh noise at every step.
-        solver_type: "midpoint" or "heun", for second-order steps.
-        lower_order_final: lower orders for the last steps of runs of fewer than 15.
-        euler_at_final: first order for the last step.
-        final_sigmas_type: end at "zero", or hold the least σ for a last step ("sigma_min").
-
-    Run option ``as_published``: a single step of the exponential schedule begins at σ_max.
-
-        >>> run = EDMDPMSolverMultistepScheduler().plan(20)
-        >>> x = torch.randn(1, 4, 8, 8) * run.init_noise_sigma
-        >>> for i, t in enumerate(run.timesteps):
-        ...     x = run.step(network(run.scale_model_input(x, i), t), i, x).prev_sample
-    """
-
-    @register_to_config
-    def __init__(
-        self, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5,
-        sigma_schedule: str = "karras", num_train_timesteps: int = 1000, prediction_type: str = "epsilon",
-        rho: float = 7.0, solver_order: int = 2, thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0,
-        algorithm_type: str = "dpmsolver++", solver_type: str = "midpoint", lower_order_final: bool = True,
-        euler_at_final: bool = False, final_sigmas_type: str = "zero",
-    ):  # fmt: skip
-        self._refuse_unless("algorithm_type", ("dpmsolver++", "sde-dpmsolver++"), {"deis": "dpmsolver++"})
-        self._refuse_unless("solver_type", ("midpoint", "heun"), dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"))
-        self._check_schedule()
-
-    def _run_over(self, sigmas: list[float], final: float) -> EDMMultistepRun:
-        c = self.config
-        levels = [Level(1.0, sigma) for sigma in [*sigmas, final]]
-        short = len(sigmas) < 15 and c.lower_order_final
-        return EDMMultistepRun(
-            self._told(sigmas),
-            levels[:-1],
-            levels[1:],
-            c.prediction_type,
-            predictions.limiter(self._own),
-            sigma_data=c.sigma_data,
-            init_noise_sigma=self.init_noise_sigma,
-            algorithm=c.algorithm_type,
-            solver_type=c.solver_type,
-            order=c.solver_order,
-            first_at_end=c.euler_at_final or short or final == 0.0,
-            second_before=short,
-        )
-
-    def _final_sigma(self, sigmas: list[float]) -> float:
-        return 0.0 if self.config.final_sigmas_type == "zero" else self.config.sigma_min
-
-    def _whole(self) -> Run:
-        return self._run_over(self._even(self.config.num_train_timesteps), 0.0)
-
-    def step(
-        self, model_output: torch.Tensor, timestep: float | torch.Tensor, sample: torch.Tensor,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None, return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One step of the run that ``set_timesteps`` laid out.
-
-        Args:
-            model_output: the network's output at ``timestep``, given the scaled sample.
-            timestep: one of ``scheduler.timesteps``. Looked up at the first step; after that, steps are counted.
-            sample: x at that timestep, not scaled.
-            generator: where noise comes from; a list gives each image its own.
-            return_dict: False gives the tuple ``(prev_sample,)``.
-        """
-        output = self._step(model_output, timestep, sample, generator, True)
-        return output if return_dict else (output[0],)

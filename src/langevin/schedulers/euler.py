@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from ..checkpoints.config import register_to_config
-from .base import DrawNoise, StepOutput, combine, draw
+from .arithmetic import DrawNoise, cast, combine, draw
+from .base import StepOutput
 from .noise import Level
 from .sigma import SigmaRun, SigmaScheduler, churned
+from .steps import ChurnedStep
 
 
 class EulerRun(SigmaRun):
@@ -46,10 +48,10 @@ class EulerRun(SigmaRun):
         if raised:
             x = combine((1.0, x), (added, (noise or draw)(prediction)))
         previous = combine((of_x, x), (of_prediction, prediction))
-        return StepOutput(previous.to(dtype), lambda: combine((p, x), (q, prediction)).to(dtype))
+        return StepOutput(cast(previous, dtype), lambda: cast(combine((p, x), (q, prediction)), dtype))
 
 
-class EulerDiscreteScheduler(SigmaScheduler):
+class EulerDiscreteScheduler(ChurnedStep, SigmaScheduler):
     """First order, deterministic unless ``s_churn`` is given.
 
     Args:
@@ -88,7 +90,7 @@ class EulerDiscreteScheduler(SigmaScheduler):
         timestep_spacing: str = "linspace", timestep_type: str = "discrete", steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False, final_sigmas_type: str = "zero",
     ):  # fmt: skip
-        self.noise_schedule = self._build_noise_schedule(rescale_betas_zero_snr)
+        self.noise_schedule = self._build_noise_schedule()
 
     @property
     def _tells_log_sigma(self) -> bool:
@@ -117,21 +119,3 @@ class EulerDiscreteScheduler(SigmaScheduler):
         if kind == "log_linear":
             return np.geomspace(table[-1], table[0], len(timesteps) + 1).tolist()
         raise ValueError(f"interpolation_type={kind!r} in the config: must be one of 'linear', 'log_linear'")
-
-    def step(
-        self, model_output: torch.Tensor, timestep: float | torch.Tensor, sample: torch.Tensor,
-        s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = float("inf"), s_noise: float = 1.0,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None, return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One step of the run that ``set_timesteps`` laid out.
-
-        Args:
-            model_output: the network's output at ``timestep``, given the scaled sample.
-            timestep: one of ``scheduler.timesteps``. Looked up at the first step; after that, steps are counted.
-            sample: x at that timestep, not scaled.
-            s_churn, s_tmin, s_tmax, s_noise: how much noise to add before steps whose σ lies in [s_tmin, s_tmax].
-            generator: where noise comes from; a list gives each image its own.
-            return_dict: False gives the tuple ``(prev_sample, pred_original_sample)``.
-        """
-        options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
-        return self._step(model_output, timestep, sample, generator, return_dict, None, **options)

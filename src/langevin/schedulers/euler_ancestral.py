@@ -7,15 +7,16 @@ in the notation of Karras et al. 2022 (arXiv:2206.00364).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import DrawNoise, StepOutput, combine, draw
+from .arithmetic import DrawNoise, cast, combine, draw
+from .base import StepOutput
 from .sigma import SigmaRun, SigmaScheduler
+from .steps import NoisyStep
 
 
 def ancestral_step(sigma: float, target: float, eta: float = 1.0) -> tuple[float, float]:
@@ -49,10 +50,10 @@ class EulerAncestralRun(SigmaRun):
         of_x, of_prediction, up = self.coefficients[i]
         z = (noise or draw)(prediction)
         previous = combine((of_x, x), (of_prediction, prediction), (up, z))
-        return StepOutput(previous.to(x.dtype), self._later(prediction, i, x))
+        return StepOutput(cast(previous, x.dtype), self._later(prediction, i, x))
 
 
-class EulerAncestralDiscreteScheduler(SigmaScheduler):
+class EulerAncestralDiscreteScheduler(NoisyStep, SigmaScheduler):
     """Euler steps with fresh noise after each: more variety than Euler, and never the same limit at more steps.
 
     Args:
@@ -78,22 +79,7 @@ class EulerAncestralDiscreteScheduler(SigmaScheduler):
         prediction_type: str = "epsilon", timestep_spacing: str = "linspace", steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
     ):  # fmt: skip
-        self.noise_schedule = self._build_noise_schedule(rescale_betas_zero_snr)
+        self.noise_schedule = self._build_noise_schedule()
 
     def _run_over(self, timesteps: list[float], sigmas: list[float]) -> EulerAncestralRun:
         return EulerAncestralRun(timesteps, sigmas, self.config.prediction_type, self._init_noise_sigma(sigmas))
-
-    def step(
-        self, model_output: torch.Tensor, timestep: float | torch.Tensor, sample: torch.Tensor,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None, return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One step of the run that ``set_timesteps`` laid out.
-
-        Args:
-            model_output: the network's output at ``timestep``, given the scaled sample.
-            timestep: one of ``scheduler.timesteps``. Looked up at the first step; after that, steps are counted.
-            sample: x at that timestep, not scaled.
-            generator: where noise comes from; a list gives each image its own.
-            return_dict: False gives the tuple ``(prev_sample, pred_original_sample)``.
-        """
-        return self._step(model_output, timestep, sample, generator, return_dict)

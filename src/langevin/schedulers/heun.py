@@ -9,8 +9,10 @@ import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import DrawNoise, Run, StepOutput, combine
+from .arithmetic import DrawNoise, cast, combine
+from .base import Run, StepOutput
 from .sigma import SigmaRun, SigmaScheduler
+from .steps import PlainStep
 
 
 class HeunRun(SigmaRun):
@@ -34,7 +36,7 @@ class HeunRun(SigmaRun):
             slope, original = [(a, x), (b, prediction)], self._later(prediction, i, x)
         else:
             x0, sigma = self._original(prediction, i, x), self.levels[i].sigma
-            slope, original = [(1.0 / sigma, x), (-1.0 / sigma, x0)], x0.to(x.dtype)
+            slope, original = [(1.0 / sigma, x), (-1.0 / sigma, x0)], cast(x0, x.dtype)
 
         if self.slope is None or self.origin is None:  # line 5: x_{i+1} = x_i + (t_{i+1} - t_i)·d_i
             self.origin, self.slope = x, combine(*slope)
@@ -44,10 +46,10 @@ class HeunRun(SigmaRun):
             h = self.levels[i].sigma - self.levels[i - 1].sigma
             previous = combine((1.0, self.origin), (h / 2, self.slope), *((h / 2 * w, part) for w, part in slope))
             self.slope = self.origin = None
-        return StepOutput(previous.to(x.dtype), original)
+        return StepOutput(cast(previous, x.dtype), original)
 
 
-class HeunDiscreteScheduler(SigmaScheduler):
+class HeunDiscreteScheduler(PlainStep, SigmaScheduler):
     """Second order; two network calls a step, so n steps are 2n - 1 calls.
 
     Args:
@@ -93,17 +95,3 @@ class HeunDiscreteScheduler(SigmaScheduler):
     def state_in_first_order(self) -> bool:
         """Whether the next call is the first of its step."""
         return getattr(self.run, "slope", None) is None
-
-    def step(
-        self, model_output: torch.Tensor, timestep: float | torch.Tensor, sample: torch.Tensor,
-        return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One call's step of the run that ``set_timesteps`` laid out.
-
-        Args:
-            model_output: the network's output at ``timestep``, given the scaled sample.
-            timestep: one of ``scheduler.timesteps``. Looked up at the first step; after that, steps are counted.
-            sample: x at that timestep, not scaled.
-            return_dict: False gives the tuple ``(prev_sample, pred_original_sample)``.
-        """
-        return self._step(model_output, timestep, sample, None, return_dict)

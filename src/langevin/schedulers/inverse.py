@@ -19,10 +19,12 @@ import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import Run, SchedulerMixin, StepOutput
+from .base import Run
 from .ddim import DDIMRun
-from .dpm_multistep import ALGORITHMS, DPMMultistepRun, DPMSolverMultistepScheduler
-from .noise import Level, NoiseSchedule
+from .dpm_multistep import ALGORITHMS, DPMMultistepRun, DPMSolverMultistepScheduler, check_solver
+from .noise import Level
+from .steps import PlainStep
+from .timesteps import TimestepScheduler
 
 
 def refuse_unless_ascending(name: str, given: Sequence[float]) -> None:
@@ -30,7 +32,7 @@ def refuse_unless_ascending(name: str, given: Sequence[float]) -> None:
         raise ValueError(f"{name} of an inversion must be in ascending order, got {list(given)}")
 
 
-class DDIMInverseScheduler(SchedulerMixin):
+class DDIMInverseScheduler(PlainStep, TimestepScheduler):
     """From an image to the noise that :class:`DDIMScheduler` would make it of: the more steps, the more truly.
 
     Args:
@@ -64,9 +66,7 @@ class DDIMInverseScheduler(SchedulerMixin):
     ):  # fmt: skip
         if unknown := [name for name in former if name != "set_alpha_to_zero"]:
             raise TypeError(f"DDIMInverseScheduler has no setting {', '.join(map(repr, unknown))}")
-        self.noise_schedule = NoiseSchedule.from_config(
-            num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr
-        )
+        self.noise_schedule = self._build_noise_schedule()
 
     @property
     def initial_alpha_cumprod(self) -> torch.Tensor:
@@ -94,8 +94,7 @@ class DDIMInverseScheduler(SchedulerMixin):
         timesteps, sigmas = (None if given is None else given[::-1] for given in (timesteps, sigmas))
         visited, levels, below = self._visit(steps, timesteps, sigmas, start)
         if evenly and not as_published:
-            stride = self.config.num_train_timesteps // steps
-            below = [self.noise_schedule.level(t - stride) if t >= stride else start for t in visited]
+            below = self._stride_below(visited, steps, start)
         if self.config.prediction_type == "sample" and below[-1].sigma == 0.0:
             raise ValueError(
                 "prediction_type='sample' says nothing about noise where there is none yet: an inversion with it needs "
@@ -106,20 +105,6 @@ class DDIMInverseScheduler(SchedulerMixin):
 
     def _whole(self) -> Run:
         return self.plan(timesteps=list(range(len(self))))
-
-    def step(
-        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor,
-        return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One step up of the run that ``set_timesteps`` laid out.
-
-        Args:
-            model_output: the network's output at ``timestep``.
-            timestep: one of ``scheduler.timesteps``: the one that the step goes to.
-            sample: x at the level before it.
-            return_dict: False gives the tuple ``(prev_sample, pred_original_sample)``.
-        """
-        return self._step(model_output, timestep, sample, None, return_dict)
 
 
 class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler):
@@ -163,8 +148,7 @@ class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler):
         lambda_min_clipped: float = -inf, variance_type: str | None = None, timestep_spacing: str = "linspace",
         steps_offset: int = 0,
     ):  # fmt: skip
-        self._refuse_unless("algorithm_type", ALGORITHMS, {"deis": "dpmsolver++"})
-        self._refuse_unless("solver_type", ("midpoint", "heun"), dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"))
+        check_solver(self, ALGORITHMS)
         self.noise_schedule = self._build_noise_schedule()
 
     def _plan(  # type: ignore[override]
@@ -175,13 +159,15 @@ class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler):
             refuse_unless_ascending(name, given or [])
         if sigmas is not None or timesteps is not None:
             told, spaced, _ = self._visit_sigmas(steps, timesteps, sigmas, None)
-            return self._run_over(told, [*spaced, self._noisiest if sigmas is None else float(sigmas[-1])])
+            return self._run_over(
+                told, [*spaced, self._noisiest if sigmas is None else float(sigmas[-1])], as_published
+            )
         if as_published or self._spacing is not None:
             between = self._sigma_spacing()[0] is not None  # both ends are among the levels
             told, spaced, _ = self._visit_sigmas(steps + between, None, None, None)
             if not between:
                 told, spaced = [*told, 0], [*spaced, float(self.noise_schedule.sigmas[0])]
-            return self._run_over(told[:0:-1], spaced[::-1])
+            return self._run_over(told[:0:-1], spaced[::-1], as_published)
         return self._run_over(*self._as_the_reference_visits(steps))
 
     def _as_the_reference_visits(self, steps: int) -> tuple[list[float], list[float]]:
@@ -214,7 +200,7 @@ class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler):
                 f"algorithm_type={self.config.algorithm_type!r} adds noise at every step, which cannot be undone: an "
                 "inversion needs algorithm_type='dpmsolver++' or 'dpmsolver'"
             )
-        return super()._run_over(visited, sigmas)
+        return super()._run_over(visited, sigmas, as_published)
 
     def _whole(self) -> Run:
         down = super()._whole()

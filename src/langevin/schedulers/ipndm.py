@@ -17,9 +17,11 @@ import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import CountedSteps, DrawNoise, Run, StepOutput, combine
+from .arithmetic import DrawNoise, cast, combine
+from .base import CountedSteps, Run, StepOutput
 from .noise import Level
 from .pndm import ADAMS_BASHFORTH
+from .steps import PlainStep
 
 
 class IPNDMRun(Run):
@@ -45,14 +47,19 @@ class IPNDMRun(Run):
             p, q = predictions.to_x0(self.prediction_type, self.levels[i])
             alpha, sigma = self.targets[i]
             image = [(alpha * p, x), (alpha * q, prediction)] if self.as_published else []
-            return StepOutput(combine((sigma, self.history[0]), *image).to(x.dtype), original)
+            return StepOutput(cast(combine((sigma, self.history[0]), *image), x.dtype), original)
         a, b = self.moves[i]
         mean = zip(ADAMS_BASHFORTH[len(self.history) - 1], self.history, strict=True)
         previous = combine((a, x), *((b * weight, epsilon) for weight, epsilon in mean))
-        return StepOutput(previous.to(x.dtype), original)
+        return StepOutput(cast(previous, x.dtype), original)
 
 
-class IPNDMScheduler(CountedSteps):
+def _share(sigma: float) -> float:
+    """σ/sqrt(1 + σ²): of a level's unit variance, what is noise."""
+    return math.sin(math.atan(sigma))
+
+
+class IPNDMScheduler(PlainStep, CountedSteps):
     """Fourth-order multistep sampling in continuous time, for v-predicting networks of audio.
 
     Args:
@@ -60,7 +67,9 @@ class IPNDMScheduler(CountedSteps):
         trained_betas: σ of every level, from the noisiest to the one to end at, instead of sin²(s·π/2) at even s: a run
             then visits these, whatever number of steps it is asked for.
 
-    The network is told t = 2/π·arcsin(σ), from 1 down, and predicts v.
+    The network is told t = 2/π·arcsin(σ), from 1 down, and predicts v. ``with_spacing`` takes any: timestep spacings
+    lay t evenly, with (k + 1)/``num_train_timesteps`` for the timestep k, and sigma spacings lie between the noisiest
+    and the quietest level of a run of that many steps, pure noise and the clean picture left out.
 
     Run option ``as_published``: the first step, from pure noise, uses the image that v tells of. Without it, as in the
     reference implementation, where x0 is worked out from ε alone, that image is taken to be 0.
@@ -72,6 +81,7 @@ class IPNDMScheduler(CountedSteps):
     """
 
     run_options = ("as_published",)
+    _tuple_has_original = False
     prediction_types = ("v_prediction",)
     _compatibles: ClassVar[list[str]] = []
     _steps_at_once = True
@@ -86,30 +96,43 @@ class IPNDMScheduler(CountedSteps):
         if timesteps is not None:
             shares = [math.sin(t * math.pi / 2) for t in [*map(float, timesteps), 0.0]]
         elif sigmas is not None:
-            shares = [math.sin(math.atan(sigma)) for sigma in sigmas]
-        elif self.config.trained_betas is not None:
-            shares = [float(sigma) for sigma in self.config.trained_betas]
+            shares = [_share(sigma) for sigma in sigmas]
+        elif self._spacing is not None:
+            shares = [*self._spaced_shares(steps), 0.0]
         else:
-            even = torch.cat([torch.linspace(1, 0, steps + 1)[:-1], torch.zeros(1)])
-            shares = ((even * math.pi / 2).sin() ** 2).tolist()
-        # In fp32, as everybody has it: at the noisy end its rounding can be seen in α.
-        sigma = torch.tensor(shares, dtype=torch.float32)
+            shares = self._even_shares(steps)
+        # In fp32, as everybody has it: at the noisy end its rounding can be seen in α. It may make two levels of a
+        # dense spacing the same.
+        spaced = self._spacing is not None and timesteps is None and sigmas is None
+        sigma = torch.tensor(shares, dtype=torch.float64 if spaced else torch.float32)
         alpha = (1.0 - sigma**2) ** 0.5
         visited = (torch.atan2(sigma, alpha) / math.pi * 2)[:-1].tolist()
         levels = [Level(*pair) for pair in zip(alpha.tolist(), sigma.tolist(), strict=True)]
-        if (timesteps is not None or sigmas is not None) and any(late >= early for early, late in pairwise(visited)):
+        if (spaced or timesteps is not None or sigmas is not None) and any(
+            late >= early for early, late in pairwise(visited)
+        ):
             raise ValueError(f"levels must be in descending order of noise; their timesteps are {visited}")
         return IPNDMRun(visited, levels[:-1], levels[1:], "v_prediction", as_published=as_published)
 
+    def _even_shares(self, steps: int) -> list[float]:
+        """σ of the levels of a run that was told nothing else, and of its end."""
+        if self.config.trained_betas is not None:
+            return [float(sigma) for sigma in self.config.trained_betas]
+        even = torch.cat([torch.linspace(1, 0, steps + 1)[:-1], torch.zeros(1)])
+        return ((even * math.pi / 2).sin() ** 2).tolist()
+
+    def _spaced_shares(self, steps: int) -> list[float]:
+        """σ by the spacing in force; timestep t of T is the time (t + 1)/T."""
+        train_steps = self.config.num_train_timesteps
+        if self._sigma_spacing()[0] is None:
+            times = [(t + 1) / train_steps for t in self._spaced_timesteps(steps)]
+            return [math.sin(time * math.pi / 2) for time in times]
+        inside = [share for share in self._even_shares(train_steps) if 0.0 < share < 1.0]
+        most, least = (share / math.sqrt(1.0 - share**2) for share in (inside[0], inside[-1]))
+        return [_share(sigma) for sigma in self._spaced_sigmas(steps, most, least) or []]
+
     def _whole(self) -> Run:
         return self.plan(self.config.num_train_timesteps)
-
-    def with_spacing(self, spacing: str, **options: object):
-        """Refused: this scheduler has no table of training timesteps to space. Give ``plan`` sigmas."""
-        raise ValueError(
-            f"IPNDMScheduler has no training timesteps for {spacing!r} to space; give plan(sigmas=[…]) or "
-            "plan(timesteps=[…]), with timesteps from 1 down to above 0"
-        )
 
     @property
     def init_noise_sigma(self) -> float:
@@ -125,18 +148,3 @@ class IPNDMScheduler(CountedSteps):
     def alphas(self) -> torch.Tensor:
         """α of every level of the run, and of the one where it ends; fp32."""
         return torch.tensor([level.alpha for level in [*self.run.levels, self.run.targets[-1]]])
-
-    def step(
-        self, model_output: torch.Tensor, timestep: float | torch.Tensor, sample: torch.Tensor,
-        return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One step of the run that ``set_timesteps`` laid out.
-
-        Args:
-            model_output: the network's output at ``timestep``.
-            timestep: one of ``scheduler.timesteps``. Looked up at the first step; after that, steps are counted.
-            sample: x at that timestep.
-            return_dict: False gives the tuple ``(prev_sample,)``.
-        """
-        output = self._step(model_output, timestep, sample, None, True)
-        return output if return_dict else (output[0],)

@@ -15,7 +15,8 @@ import torch
 from ..checkpoints.config import register_to_config
 from ..outputs import BaseOutput
 from . import spacing as spacings
-from .base import DrawNoise, Run, SchedulerMixin, StepOutput, combine, draw
+from .arithmetic import DrawNoise, cast, combine, draw
+from .base import Run, SchedulerMixin, StepOutput
 from .noise import Level
 from .sigma import churned
 
@@ -66,7 +67,7 @@ class KarrasVeRun(Run):
     def _raise(self, x: torch.Tensor, step: int, noise: DrawNoise) -> torch.Tensor:
         if self.as_published and self.added[step] == 0.0:
             return x
-        return combine((1.0, x), (self.added[step], noise(x))).to(x.dtype)
+        return cast(combine((1.0, x), (self.added[step], noise(x))), x.dtype)
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         original = self._later(prediction, i, x)
@@ -79,7 +80,7 @@ class KarrasVeRun(Run):
             h = self.levels[i].sigma - self.levels[i - 1].sigma
             previous = combine((1.0, self.origin), (-h / 2, self.slope), (-h / 2, prediction))
             self.origin = self.slope = None
-        previous = previous.to(x.dtype)
+        previous = cast(previous, x.dtype)
         if self.origin is None and i + 1 < len(self):
             previous = self._raise(previous, (i + 1) // 2, noise or draw)
         return StepOutput(previous, original)
@@ -117,6 +118,8 @@ class KarrasVeScheduler(SchedulerMixin):
 
     order = 2
     run_options = ("as_published",)
+    _spacings = spacings.SIGMA_SPACINGS
+    _spacings_because = "is told σ and has no training timesteps"
     _compatibles = []
 
     timesteps: torch.Tensor | None = None  # type: ignore[assignment]
@@ -143,11 +146,7 @@ class KarrasVeScheduler(SchedulerMixin):
         least, most = float(self.config.sigma_min), float(self.config.sigma_max)
         squared = self._spacing is None and not as_published
         visited = self._spaced_sigmas(steps, *((most**2, least**2) if squared else (most, least)))
-        if visited is None:
-            raise ValueError(
-                f"spacing {self._sigma_spacing()[0]!r} picks from training timesteps, of which KarrasVeScheduler has "
-                f"none; allowed: {', '.join(map(repr, spacings.SIGMA_SPACINGS))}"
-            )
+        assert visited is not None
         return visited, most if squared else visited[0]
 
     def _plan(

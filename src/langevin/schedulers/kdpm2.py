@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from ..checkpoints.config import register_to_config
-from .base import Run, StepOutput
+from .base import Run
 from .euler_ancestral import ancestral_step
 from .noise import Level
 from .recipe import Recipe, Stage, StagedRun, euler
 from .sigma import SigmaScheduler
+from .steps import NoisyStep, PlainStep
 
 
 class MidpointRun(StagedRun):
@@ -117,7 +118,7 @@ class MidpointScheduler(SigmaScheduler):
         return i is None or i >= len(run) or run.stages[i][0] == 0  # type: ignore[attr-defined]
 
 
-class KDPM2DiscreteScheduler(MidpointScheduler):
+class KDPM2DiscreteScheduler(PlainStep, MidpointScheduler):
     """Second order, two network calls a step: a look half-way in log σ gives the slope for the whole step.
 
     Args:
@@ -158,22 +159,8 @@ class KDPM2DiscreteScheduler(MidpointScheduler):
     def _stages(self, sigma: float, target: float, as_published: bool = False) -> list[Stage]:
         return midpoint(sigma, target)
 
-    def step(
-        self, model_output: torch.Tensor, timestep: float | torch.Tensor, sample: torch.Tensor,
-        return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One call's step of the run that ``set_timesteps`` laid out.
 
-        Args:
-            model_output: the network's output at ``timestep``, given the scaled sample.
-            timestep: one of ``scheduler.timesteps``. Looked up at the first step; after that, steps are counted.
-            sample: x at that timestep, not scaled.
-            return_dict: False gives the tuple ``(prev_sample, pred_original_sample)``.
-        """
-        return self._step(model_output, timestep, sample, None, return_dict)
-
-
-class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
+class KDPM2AncestralDiscreteScheduler(NoisyStep, KDPM2DiscreteScheduler):  # type: ignore[misc]
     """:class:`KDPM2DiscreteScheduler` to below the next level, then fresh noise up to it.
 
     It takes the same config. Half-way to σ_down = σ_next²/σ is σ_next, so that each level is looked at twice.
@@ -194,21 +181,6 @@ class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
         if not as_published:
             down = _cancelled_down(sigma, target) or down
         return midpoint(sigma, down, up)
-
-    def step(  # type: ignore[override]
-        self, model_output: torch.Tensor, timestep: float | torch.Tensor, sample: torch.Tensor,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None, return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One call's step of the run that ``set_timesteps`` laid out.
-
-        Args:
-            model_output: the network's output at ``timestep``, given the scaled sample.
-            timestep: one of ``scheduler.timesteps``. Looked up at the first step; after that, steps are counted.
-            sample: x at that timestep, not scaled.
-            generator: where noise comes from; a list gives each image its own.
-            return_dict: False gives the tuple ``(prev_sample, pred_original_sample)``.
-        """
-        return self._step(model_output, timestep, sample, generator, return_dict)
 
 
 def midpoint(sigma: float, target: float, noise: float = 0.0) -> list[Stage]:

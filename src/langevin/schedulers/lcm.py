@@ -13,8 +13,11 @@ import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import DrawNoise, Run, SchedulerMixin, StepOutput, combine, draw
-from .noise import Level, NoiseSchedule
+from .arithmetic import DrawNoise, cast, combine, draw
+from .base import Run, StepOutput
+from .noise import Level
+from .steps import NoisyStep
+from .timesteps import TimestepScheduler
 
 
 class LCMOutput(StepOutput):
@@ -57,10 +60,10 @@ class LCMRun(Run):
         previous, (alpha, sigma) = denoised, self.targets[i]
         if sigma:
             previous = combine((alpha, denoised), (sigma, (noise or draw)(denoised)))
-        return LCMOutput(previous.to(x.dtype), denoised.to(x.dtype))
+        return LCMOutput(cast(previous, x.dtype), cast(denoised, x.dtype))
 
 
-class DistilledScheduler(SchedulerMixin):
+class DistilledScheduler(TimestepScheduler):
     """Base of the schedulers of distilled models: the config, and which levels a run visits.
 
     Run options: ``original_inference_steps``, in place of the config's; ``strength``, less than 1 for image to image:
@@ -79,14 +82,7 @@ class DistilledScheduler(SchedulerMixin):
         thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0,
         timestep_spacing: str = "leading", timestep_scaling: float = 10.0, rescale_betas_zero_snr: bool = False,
     ):  # fmt: skip
-        self.noise_schedule = NoiseSchedule.from_config(
-            num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr
-        )
-
-    @property
-    def final_alpha_cumprod(self) -> torch.Tensor:
-        """ᾱ of the level below the last timestep."""
-        return torch.ones(()) if self.config.set_alpha_to_one else self.alphas_cumprod[0]
+        self.noise_schedule = self._build_noise_schedule()
 
     def _grid(self, original_inference_steps: int | None, strength: float) -> list[int]:
         """The timesteps on which the model was distilled, the noisiest first, up to ``strength``."""
@@ -151,7 +147,7 @@ class DistilledScheduler(SchedulerMixin):
         return self.plan(timesteps=range(len(self) - 1, -1, -1))
 
 
-class LCMScheduler(DistilledScheduler):
+class LCMScheduler(NoisyStep, DistilledScheduler):
     """Pictures in one to eight steps from a model distilled for it.
 
     Args:
@@ -186,18 +182,3 @@ class LCMScheduler(DistilledScheduler):
         c = self.config
         limit = predictions.limiter(self._own)
         return LCMRun(visited, levels, targets, c.prediction_type, limit, timestep_scaling=c.timestep_scaling)
-
-    def step(
-        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None, return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One step of the run that ``set_timesteps`` laid out.
-
-        Args:
-            model_output: the network's output at ``timestep``.
-            timestep: one of ``scheduler.timesteps``.
-            sample: x at that timestep.
-            generator: where noise comes from; a list gives each image its own.
-            return_dict: False gives the tuple ``(prev_sample, denoised)``.
-        """
-        return self._step(model_output, timestep, sample, generator, return_dict)

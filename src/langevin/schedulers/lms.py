@@ -15,7 +15,8 @@ import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import DrawNoise, Run, StepOutput, combine
+from .arithmetic import DrawNoise, cast, combine
+from .base import Run, StepOutput
 from .sigma import SigmaRun, SigmaScheduler
 
 
@@ -65,7 +66,7 @@ class LMSRun(SigmaRun):
         known = len(self.slopes) if self.as_published else self.order
         weights = self.weights[i][min(known, i + 1) - 1]
         previous = combine((1.0, x), *zip(weights, self.slopes, strict=False))
-        return StepOutput(previous.to(x.dtype), self._later(prediction, i, x))
+        return StepOutput(cast(previous, x.dtype), self._later(prediction, i, x))
 
 
 class LMSDiscreteScheduler(SigmaScheduler):

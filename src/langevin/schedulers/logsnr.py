@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 
 from . import prediction as predictions
 from . import spacing as spacings
-from .base import CountedSteps, Run, combine
-from .noise import SMALLEST_ALPHA_BAR, Level, NoiseSchedule
+from .arithmetic import combine
+from .base import CountedSteps, Run
+from .noise import SMALLEST_ALPHA_BAR, Level
 
 
 def log_snr(level: Level) -> float:
     """λ = log(α/σ); infinite for a clean image."""
     return math.log(level.alpha / level.sigma) if level.sigma else math.inf
 
+
+AnyRun = TypeVar("AnyRun", bound="LogSNRRun")
 
 _CUT = ("karras", "exponential", "beta", "lu")
 """Sigma spacings whose timesteps are cut to whole numbers, where they are not rounded: the reference's habit. The
@@ -39,8 +42,10 @@ class LogSNRRun(Run):
         keep: int = 1,
         predicts_x0: bool = True,
         channels: int | None = None,
+        as_published: bool = False,
         **options: Any,
     ):
+        self.as_published = as_published
         self.keep = keep
         self.predicts_x0 = predicts_x0
         self.channels = channels
@@ -54,6 +59,19 @@ class LogSNRRun(Run):
         straight = self.prediction_type == "flow_prediction" or all(abs(sum(at) - 1.0) < 1e-12 for at in levels)
         return [at.sigma if straight else at.ratio for at in levels]
 
+    def to_x0(self, level: Level) -> tuple[float, float]:
+        if (
+            self.prediction_type == "v_prediction" and not self.as_published
+        ):  # as if α² + σ² were 1 on straight lines too
+            return level.alpha, -level.sigma
+        return super().to_x0(level)
+
+    def to_epsilon(self, level: Level) -> tuple[float, float]:
+        """(r, w) with ε = r·x + w·output at this level."""
+        if self.prediction_type == "v_prediction" and not self.as_published:
+            return level.sigma, level.alpha
+        return predictions.to_epsilon(self.prediction_type, level)
+
     def convert(self, prediction: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
         """x0, bounded if the config says so, or the ε that belongs to it."""
         level = self.levels[i]
@@ -61,7 +79,7 @@ class LogSNRRun(Run):
         if self.predicts_x0:
             return self._original(prediction, i, x)
         if self.limit is None:
-            r, w = predictions.to_epsilon(self.prediction_type, level)
+            r, w = self.to_epsilon(level)
             return combine((r, x), (w, prediction))
         r, w = predictions.to_epsilon("sample", level)
         return combine((r, x), (w, self._original(prediction, i, x)))
@@ -73,27 +91,19 @@ class LogSNRRun(Run):
 class LogSNRScheduler(CountedSteps):
     """Base of DPM-Solver, DEIS and UniPC. Levels are variance-preserving, or straight lines with ``use_flow_sigmas``.
 
+    A v-prediction on straight lines is that of the x of unit variance with the run option ``as_published``; without it,
+    it is read as the reference implementation does, as if α² + σ² were 1.
+
     Their config says ``timestep_spacing`` and ``steps_offset``, and at most one of the ``use_…_sigmas``.
     """
 
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction", "flow_prediction")
+    _smallest_alpha_bar = SMALLEST_ALPHA_BAR
+    _tuple_has_original = False
     #: sigma spacings whose timesteps are rounded before the network is told
     _rounds: ClassVar[tuple[str, ...]] = ("karras", "lu")
     #: the class has no ``final_sigmas_type``: a run ends at the least σ that there is, or that its spacing visits
     _ends_noisy: ClassVar[bool] = False
-
-    def _build_noise_schedule(self) -> NoiseSchedule:
-        c = self.config
-        self._check_one_sigma_spacing()
-        return NoiseSchedule.from_config(
-            c.num_train_timesteps,
-            c.beta_start,
-            c.beta_end,
-            c.beta_schedule,
-            c.trained_betas,
-            self._own.get("rescale_betas_zero_snr", False),
-            SMALLEST_ALPHA_BAR,
-        )
 
     @property
     def init_noise_sigma(self) -> float:
@@ -112,6 +122,26 @@ class LogSNRScheduler(CountedSteps):
         """``(timesteps, sigmas, **options)``: the solver's run over these levels, of which the last is its end."""
         raise NotImplementedError
 
+    def _lay(
+        self, run_class: type[AnyRun], visited: list[float], sigmas: list[float], bounded: bool = True, **options: Any
+    ) -> AnyRun:
+        """A run of that class over these levels, with what every solver's config says.
+
+        ``bounded``: predicted images are, if the config says so.
+        """
+        c, own = self.config, self._own
+        levels = [self._level(sigma) for sigma in sigmas]
+        learned = own.get("variance_type") in ("learned", "learned_range") and c.prediction_type == "epsilon"
+        return run_class(
+            visited,
+            levels[:-1],
+            levels[1:],
+            c.prediction_type,
+            predictions.limiter(own) if bounded else None,
+            channels=3 if learned else None,
+            **options,
+        )
+
     def _plan(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
         mu: float | None = None, as_published: bool = False, **options: Any,
@@ -127,6 +157,16 @@ class LogSNRScheduler(CountedSteps):
         else:
             last = spaced[-1] if self._ends_noisy and name is not None else self._last_sigma()
         return self._run_over(visited, [*spaced, last], as_published=as_published, **options)
+
+    def set_timesteps(  # type: ignore[override]
+        self, num_inference_steps: int | None = None, device: str | torch.device | None = None,
+        mu: float | None = None, timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        """Choose the levels that the following ``step`` calls visit; see :meth:`plan`."""
+        if mu is not None:
+            options["mu"] = mu
+        super().set_timesteps(num_inference_steps, device, timesteps, sigmas, **options)
 
     # -- levels ------------------------------------------------------------------------------------------------------
 

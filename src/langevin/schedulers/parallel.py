@@ -12,10 +12,12 @@ from collections.abc import Sequence
 import torch
 
 from . import prediction as predictions
-from .base import Run, SchedulerMixin
+from .arithmetic import cast
+from .base import Run
 from .ddim import DDIMRun, DDIMScheduler
 from .ddpm import DDPMRun, DDPMScheduler
 from .noise import Level
+from .timesteps import TimestepScheduler
 
 
 def step_each(run: DDIMRun | DDPMRun, prediction: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -34,7 +36,7 @@ def step_each(run: DDIMRun | DDPMRun, prediction: torch.Tensor, x: torch.Tensor)
         for numbers, part in terms:
             if any(numbers):
                 a = torch.tensor(numbers, dtype=dtype, device=x.device).view(-1, *[1] * (x.ndim - 1))
-                total = a * part if total is None else total.addcmul_(a, part.to(dtype))
+                total = a * part if total is None else total.addcmul_(a, cast(part, dtype))
         return torch.zeros_like(x, dtype=dtype) if total is None else total
 
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -48,7 +50,7 @@ def step_each(run: DDIMRun | DDPMRun, prediction: torch.Tensor, x: torch.Tensor)
     return mix(*terms).to(x.dtype)
 
 
-class _Steps(SchedulerMixin):
+class _Steps(TimestepScheduler):
     """Where the steps of ``batch_step_no_noise`` lead."""
 
     def _steps_from(
@@ -60,10 +62,8 @@ class _Steps(SchedulerMixin):
             run: Run = self.run
             calls = [run.index_of(t) for t in told]
             return told, [run.levels[i] for i in calls], [run.targets[i] for i in calls]
-        stride = len(self) // (self.num_inference_steps or len(self))
-        level = self.noise_schedule.level
-        targets = [level(t - stride) if t >= stride else Level(1.0, 0.0) for t in told]
-        return told, [level(t) for t in told], targets
+        targets = self._stride_below(told, self.num_inference_steps or len(self), Level(1.0, 0.0))
+        return told, [self.noise_schedule.level(t) for t in told], targets
 
 
 class DDIMParallelScheduler(_Steps, DDIMScheduler):

@@ -14,8 +14,11 @@ import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import DrawNoise, Run, SchedulerMixin, StepOutput, combine
-from .noise import Level, NoiseSchedule
+from .arithmetic import DrawNoise, cast, combine
+from .base import Run, StepOutput
+from .noise import Level
+from .steps import PlainStep
+from .timesteps import TimestepScheduler
 
 # Adams-Bashforth weights of the newest ε, the one before, … (equation 12 is the last row).
 ADAMS_BASHFORTH = (
@@ -84,7 +87,7 @@ class PNDMRun(Run):
         advance = self._runge_kutta if self.calls < self.warm_up else self._multistep
         previous = advance(output, i, x)
         self.calls += 1
-        return StepOutput(previous.to(x.dtype), self._later(prediction, i, x))
+        return StepOutput(cast(previous, x.dtype), self._later(prediction, i, x))
 
     def _runge_kutta(self, output: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
         """Equation 13: ε1 at t, ε2 and ε3 half-way, ε4 at the end, each reached from x_t with the ε before it."""
@@ -126,7 +129,7 @@ class PNDMRun(Run):
         return combine((a, x), *[(b * weight, output) for weight, output in zip(weights, outputs, strict=True)])
 
 
-class PNDMScheduler(SchedulerMixin):
+class PNDMScheduler(PlainStep, TimestepScheduler):
     """Fourth-order multistep sampling; the scheduler that Stable Diffusion 1's checkpoints name.
 
     Args:
@@ -148,6 +151,7 @@ class PNDMScheduler(SchedulerMixin):
     """
 
     run_options = ("as_published",)
+    _tuple_has_original = False
     prediction_types = ("epsilon", "v_prediction")
 
     @register_to_config
@@ -157,14 +161,7 @@ class PNDMScheduler(SchedulerMixin):
         skip_prk_steps: bool = False, set_alpha_to_one: bool = False, prediction_type: str = "epsilon",
         timestep_spacing: str = "leading", steps_offset: int = 0,
     ):  # fmt: skip
-        self.noise_schedule = NoiseSchedule.from_config(
-            num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas
-        )
-
-    @property
-    def final_alpha_cumprod(self) -> torch.Tensor:
-        """ᾱ of the level where a run ends."""
-        return torch.ones(()) if self.config.set_alpha_to_one else self.alphas_cumprod[0]
+        self.noise_schedule = self._build_noise_schedule()
 
     def _plan(
         self,
@@ -173,7 +170,7 @@ class PNDMScheduler(SchedulerMixin):
         sigmas: Sequence[float] | None,
         as_published: bool = False,
     ) -> PNDMRun:
-        final = Level.of_alpha_bar(self.final_alpha_cumprod.item())
+        final = self._final
         warm_up = not self.config.skip_prk_steps
         if warm_up and steps < 4:
             raise ValueError(
@@ -246,18 +243,3 @@ class PNDMScheduler(SchedulerMixin):
     def init_noise_sigma(self) -> float:
         """Standard deviation of the noise that a run begins with."""
         return 1.0
-
-    def step(
-        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor,
-        return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One call's step of the run that ``set_timesteps`` laid out.
-
-        Args:
-            model_output: the network's output at ``timestep``.
-            timestep: one of ``scheduler.timesteps``.
-            sample: x at that timestep.
-            return_dict: False gives the tuple ``(prev_sample,)``.
-        """
-        output = self._step(model_output, timestep, sample, None, True)
-        return output if return_dict else (output[0],)

@@ -18,7 +18,8 @@ import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import DrawNoise, StepOutput, combine, draw
+from .arithmetic import DrawNoise, cast, combine, draw
+from .base import StepOutput
 from .noise import Level
 from .sigma import SigmaRun, SigmaScheduler
 
@@ -86,7 +87,7 @@ class RecipeRun(SigmaRun):
         if recipe.noise:
             terms.append((recipe.noise, (noise or draw)(x)))
         original = self._later(prediction, i, x) if self.slopes else self.history[0].to(x.dtype)
-        return StepOutput(combine(*terms).to(x.dtype), original)
+        return StepOutput(cast(combine(*terms), x.dtype), original)
 
 
 class MultistepRun(RecipeRun):
@@ -189,7 +190,7 @@ class RecipeScheduler(SigmaScheduler):
         timestep_spacing: str = "linspace", steps_offset: int = 0, rescale_betas_zero_snr: bool = False,
         final_sigmas_type: str = "zero",
     ):  # fmt: skip
-        self.noise_schedule = self._build_noise_schedule(rescale_betas_zero_snr)
+        self.noise_schedule = self._build_noise_schedule()
 
     def _common(self, sigmas: list[float]) -> dict[str, Any]:
         """What every run is given."""

@@ -8,7 +8,8 @@ up some levels, so that the unknown part has time to come to terms with it (sect
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod, sqrt
+from itertools import pairwise
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import DrawNoise, SchedulerMixin, StepOutput, combine, draw
+from .arithmetic import DrawNoise, cast, combine, draw
+from .base import StepOutput, as_tensor
 from .ddim import DDIMRun
-from .noise import Level, NoiseSchedule
+from .noise import Level
+from .timesteps import TimestepScheduler
 
 _CLEAN = Level(1.0, 0.0)
 
@@ -36,6 +39,12 @@ def levels_of_jumps(steps: int, jump_length: int, jump_n_sample: int) -> list[in
             path += range(level + 1, level + jump_length + 1)
             level += jump_length
     return path
+
+
+def rise(level: Level, target: Level) -> tuple[float, float]:
+    """What multiplies x and what the noise in a step of the training process from a level up to a noisier one."""
+    keep = target.alpha / level.alpha
+    return keep, sqrt(max(1.0 - keep**2, 0.0))
 
 
 class RePaintRun(DDIMRun):
@@ -57,7 +66,7 @@ class RePaintRun(DDIMRun):
         moved = self.step_down(prediction, i, x, z)
         previous = moved.prev_sample
         for of_x, of_noise in self.undo[i]:  # line 10
-            previous = combine((of_x, previous), (of_noise, noise(previous))).to(x.dtype)
+            previous = cast(combine((of_x, previous), (of_noise, noise(previous))), x.dtype)
         moved.prev_sample = previous
         return moved
 
@@ -68,11 +77,12 @@ class RePaintRun(DDIMRun):
         if self.mask is not None:
             alpha, sigma = self.targets[i]
             known = combine((alpha, self.original), (sigma, z))  # line 5, with equation 8a's deviation
-            moved.prev_sample = (self.mask * known + (1.0 - self.mask) * moved.prev_sample).to(x.dtype)
+            painted, mask = (cast(part, known.dtype) for part in (moved.prev_sample, self.mask))
+            moved.prev_sample = cast(painted.lerp(known, mask), x.dtype)
         return moved
 
 
-class RePaintScheduler(SchedulerMixin):
+class RePaintScheduler(TimestepScheduler):
     """Inpainting with a network that knows nothing of inpainting. Predictions are ε.
 
     Args:
@@ -87,7 +97,9 @@ class RePaintScheduler(SchedulerMixin):
         jump_length, jump_n_sample: how far a run goes back up, and how often it passes there; 10 and 10.
         eta: instead of the config's.
         as_published: the way up leads to the very level that the network is told next. Without it, to one that is
-            T//steps - 1 timesteps noisier, as in the reference implementation.
+            T//steps - 1 timesteps noisier, as in the reference implementation. With ``with_spacing``, timesteps or
+            sigmas of one's own it is the very level in any case, and ``as_published`` goes there at once instead of
+            level by level.
 
         >>> run = RePaintScheduler().plan(250, mask=mask, original=picture)
         >>> x = torch.randn_like(picture)
@@ -106,47 +118,42 @@ class RePaintScheduler(SchedulerMixin):
         clip_sample: bool = True,
     ):  # fmt: skip
         self.eta = eta
-        self.noise_schedule = NoiseSchedule.from_config(
-            num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas
-        )
-
-    @property
-    def final_alpha_cumprod(self) -> torch.Tensor:
-        """ᾱ of the level where a run ends."""
-        return torch.ones(())
+        self.noise_schedule = self._build_noise_schedule()
 
     def _plan(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
         mask: torch.Tensor | None = None, original: torch.Tensor | None = None, jump_length: int = 10,
         jump_n_sample: int = 10, eta: float | None = None, as_published: bool = False,
     ) -> RePaintRun:  # fmt: skip
-        if timesteps is not None or sigmas is not None or self._spacing is not None:
-            raise ValueError("RePaintScheduler has one spacing, multiples of T//steps: give num_inference_steps")
         if (mask is None) != (original is None):
             raise ValueError("give mask and original together: what is known, and where")
         if jump_length < 1 or jump_n_sample < 1:
             raise ValueError(f"jump_length={jump_length}, jump_n_sample={jump_n_sample}: both must be at least 1")
-        steps = min(steps, len(self))
-        stride = len(self) // steps
-        path = levels_of_jumps(steps, jump_length, jump_n_sample)
+        if timesteps is not None or sigmas is not None or self._spacing is not None:
+            visited, levels, below = self._visit(steps, timesteps, sigmas, self._final)
+            stride = None
+        else:  # the reference's grid: every step is T//n timesteps long, and so is every step up
+            steps = min(steps, len(self))
+            stride = len(self) // steps
+            visited = [k * stride for k in reversed(range(steps))]
+            levels = [self.noise_schedule.level(t) for t in visited]
+            below = self._stride_below(visited, steps, self._final)
+        path = levels_of_jumps(len(visited), jump_length, jump_n_sample)
         calls = [k for k, level in enumerate(path) if k == 0 or level < path[k - 1]]
-
         undo: list[list[tuple[float, float]]] = []
         for k, following in zip(calls, [*calls[1:], len(path)], strict=True):
-            up = (following - k - 1) * stride  # the step at path[k] ended one level below it
-            lowest = path[k] * stride
-            if as_published:  # exactly to the next call's level, and at once: the α's multiply
-                alphas = self.alphas[max(lowest - stride + 1, 0) : max(lowest - stride + 1 + up, 0)].tolist()
-                undo.append([(sqrt(prod(alphas)), sqrt(1.0 - prod(alphas)))] if up else [])
-            else:
-                undo.append(self._way_up(lowest, up))
-        level = self.noise_schedule.level
-        visited = [path[k] * stride for k in calls]
-        targets = [level(t - stride) if t else _CLEAN for t in visited]
+            up = following - k - 1  # the step at path[k] ended one level below it
+            if stride is not None and not as_published:
+                undo.append(self._way_up(path[k] * stride, up * stride))
+                continue
+            passed = [below[-1 - path[k]], *(levels[-1 - level] for level in range(path[k], path[k] + up))]
+            moves = pairwise(passed) if not as_published else [(passed[0], passed[-1])] if up else []
+            undo.append([rise(*move) for move in moves])
+        places = [-1 - path[k] for k in calls]
         limit = predictions.limiter({"clip_sample": self.config.clip_sample, "clip_sample_range": 1.0})
         return RePaintRun(
-            visited, [level(t) for t in visited], targets, "epsilon", limit, undo=undo, original=original, mask=mask,
-            eta=self.eta if eta is None else eta,
+            *([side[place] for place in places] for side in (visited, levels, below)), "epsilon", limit, undo=undo,
+            original=original, mask=mask, eta=self.eta if eta is None else eta,
         )  # fmt: skip
 
     def _way_up(self, first: int, count: int) -> list[tuple[float, float]]:
@@ -174,7 +181,7 @@ class RePaintScheduler(SchedulerMixin):
         self._run = self._plan(self.num_inference_steps, None, None, jump_n_sample=1)
         self._step_index = None
         path = levels_of_jumps(self.num_inference_steps, jump_length, jump_n_sample)
-        self.timesteps = torch.tensor(path, device=device) * (len(self) // self.num_inference_steps)
+        self.timesteps = as_tensor([self._run.timesteps[-1 - level] for level in path], device)
 
     def step(
         self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor,
@@ -209,11 +216,17 @@ class RePaintScheduler(SchedulerMixin):
         self, sample: torch.Tensor, timestep: int | torch.Tensor,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """One level up: noise as the training process adds it in the T//steps timesteps from ``timestep`` on."""
+        """One level up: noise as the training process adds it in the T//steps timesteps from ``timestep`` on; with a
+        spacing of one's own, from where the step at ``timestep`` went back to its level."""
         if self.num_inference_steps is None:
             raise ValueError("RePaintScheduler has no timesteps yet: call set_timesteps(steps) before undo_step()")
-        for of_x, of_noise in self._way_up(int(timestep), len(self) // self.num_inference_steps):
-            sample = combine((of_x, sample), (of_noise, draw(sample, generator))).to(sample.dtype)
+        if self._spacing is None:
+            way = self._way_up(int(timestep), len(self) // self.num_inference_steps)
+        else:
+            i = self.run.index_of(float(timestep))
+            way = [rise(self.run.targets[i], self.run.levels[i])]
+        for of_x, of_noise in way:
+            sample = cast(combine((of_x, sample), (of_noise, draw(sample, generator))), sample.dtype)
         return sample
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:

@@ -18,10 +18,12 @@ import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import DrawNoise, SchedulerMixin, StepOutput, combine, draw
+from .arithmetic import DrawNoise, cast, combine, draw
+from .base import SchedulerMixin, StepOutput
 from .deis import adams_moments, adams_weights, tell_apart
 from .logsnr import LogSNRRun, LogSNRScheduler, log_snr
 from .noise import Level
+from .steps import NoisyStep
 
 TauFunction = Callable[[float], float]
 
@@ -101,7 +103,7 @@ class SASolverRun(LogSNRRun):
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         dtype = x.dtype
         m = self.convert(prediction, i, x)
-        original = m.to(dtype) if self.predicts_x0 else self._later(prediction[:, : self.channels], i, x)
+        original = cast(m, dtype) if self.predicts_x0 else self._later(prediction[:, : self.channels], i, x)
         if self.origin is not None and i > 0:
             orders = self.correctors[i - 1]
             order = min(len(self.history) + 1, len(orders))
@@ -110,7 +112,7 @@ class SASolverRun(LogSNRRun):
         self.origin, self.added = x, (noise or draw)(m) if self.draws else None
         orders = self.predictors[i]
         previous = self._move(orders[min(len(self.history), len(orders)) - 1], x, self.history)
-        return StepOutput(previous.to(dtype), original)
+        return StepOutput(cast(previous, dtype), original)
 
     def _move(
         self, weights: tuple[float, list[float], float], x: torch.Tensor, known: Sequence[torch.Tensor]
@@ -120,7 +122,7 @@ class SASolverRun(LogSNRRun):
         return combine(*terms) if self.added is None else combine(*terms, (deviation, self.added))
 
 
-class SASolverScheduler(LogSNRScheduler):
+class SASolverScheduler(NoisyStep, LogSNRScheduler):
     """Multistep, with as much fresh noise on the way as ``tau_func`` says, and a corrector at no further call.
 
     Args:
@@ -178,33 +180,14 @@ class SASolverScheduler(LogSNRScheduler):
         predicts_x0 = c.algorithm_type == "data_prediction"
         if not predicts_x0:
             predictions.check(c.prediction_type, predictions.PREDICTION_TYPES, "algorithm_type='noise_prediction'")
-        levels = [self._level(sigma) for sigma in sigmas]
-        return SASolverRun(
+        return self._lay(
+            SASolverRun,
             visited,
-            levels[:-1],
-            levels[1:],
-            c.prediction_type,
-            predictions.limiter(self._own),
+            sigmas,
             predictor_order=c.predictor_order,
             corrector_order=c.corrector_order,
             lower_order_final=c.lower_order_final,
             tau=c.tau_func or between,
             predicts_x0=predicts_x0,
-            channels=3 if c.variance_type in ("learned", "learned_range") and c.prediction_type == "epsilon" else None,
+            as_published=as_published,
         )
-
-    def step(
-        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None, return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One step of the run that ``set_timesteps`` laid out.
-
-        Args:
-            model_output: the network's output at ``timestep``.
-            timestep: one of ``scheduler.timesteps``. Looked up at the first step; after that, steps are counted.
-            sample: x at that timestep.
-            generator: where noise comes from; a list gives each image its own.
-            return_dict: False gives the tuple ``(prev_sample,)``.
-        """
-        output = self._step(model_output, timestep, sample, generator, True)
-        return output if return_dict else (output[0],)

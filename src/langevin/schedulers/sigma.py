@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from . import spacing as spacings
-from .base import CountedSteps, Run, per_image
-from .noise import SMALLEST_ALPHA_BAR, Level, NoiseSchedule
+from .arithmetic import per_image, scaled
+from .base import CountedSteps, Run
+from .noise import SMALLEST_ALPHA_BAR, Level
 
 
 def churned(sigma: float, steps: int, s_churn: float, s_tmin: float = 0.0, s_tmax: float = math.inf) -> float:
@@ -50,7 +51,7 @@ class SigmaRun(Run):
 
     def scale_model_input(self, x: torch.Tensor, i: int) -> torch.Tensor:
         """x / sqrt(σ² + 1): unit variance, as in training (c_in with σ_data = 1, arXiv:2206.00364, table 1)."""
-        return x * self._input_scales[i]
+        return scaled(x, self._input_scales[i])
 
 
 class SigmaScheduler(CountedSteps):
@@ -62,6 +63,7 @@ class SigmaScheduler(CountedSteps):
     """
 
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction", "original_sample")
+    _smallest_alpha_bar = SMALLEST_ALPHA_BAR
     _timestep_dtype: ClassVar[type] = np.float32  # what spaced timesteps are rounded to
 
     def _plan(
@@ -79,19 +81,6 @@ class SigmaScheduler(CountedSteps):
         sigmas = self.noise_schedule.sigmas[::-1].tolist()
         timesteps = np.arange(len(sigmas) - 1.0, -1.0, -1.0).tolist()
         return self._run_over(timesteps, [*sigmas, 0.0])
-
-    def _build_noise_schedule(self, rescale_betas_zero_snr: bool = False) -> NoiseSchedule:
-        c = self.config
-        self._check_one_sigma_spacing()
-        return NoiseSchedule.from_config(
-            c.num_train_timesteps,
-            c.beta_start,
-            c.beta_end,
-            c.beta_schedule,
-            c.trained_betas,
-            rescale_betas_zero_snr,
-            SMALLEST_ALPHA_BAR,
-        )
 
     def _visit_sigmas(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None

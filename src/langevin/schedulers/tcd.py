@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from . import prediction as predictions
-from .base import DrawNoise, Run, StepOutput, combine, draw
+from .arithmetic import DrawNoise, cast, combine, draw
+from .base import Run, StepOutput
 from .lcm import DistilledScheduler
 from .noise import Level
 
@@ -68,8 +69,8 @@ class TCDRun(Run):
         noised = previous = combine((of_x, x), (of_prediction, prediction))
         if added:
             previous = combine((keep, noised), (added, (noise or draw)(noised)))
-        output = TCDOutput(previous.to(x.dtype), self._later(prediction, i, x))
-        output.pred_noised_sample = noised.to(x.dtype)
+        output = TCDOutput(cast(previous, x.dtype), self._later(prediction, i, x))
+        output.pred_noised_sample = cast(noised, x.dtype)
         return output
 
 
@@ -108,7 +109,7 @@ class TCDScheduler(DistilledScheduler):
         original_inference_steps: int | None = None, strength: float = 1.0, as_published: bool = False, **eta: Any,
     ) -> TCDRun:  # fmt: skip
         noise = self.noise_schedule
-        final = Level.of_alpha_bar(self.final_alpha_cumprod.item()) if as_published else noise.level(0)
+        final = self._final if as_published else noise.level(0)
         visited, levels, targets = self._visit_grid(steps, timesteps, sigmas, final, original_inference_steps, strength)
         return TCDRun(visited, levels, targets, self.config.prediction_type, level_of=noise.level, **eta)
 

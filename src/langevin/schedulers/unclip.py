@@ -14,7 +14,8 @@ import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import SchedulerMixin, StepOutput, draw
+from .arithmetic import draw
+from .base import SchedulerMixin, StepOutput
 from .ddpm import DDPMRun
 from .noise import Level, NoiseSchedule, alpha_of_step
 

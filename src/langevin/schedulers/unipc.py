@@ -16,9 +16,11 @@ import torch
 
 from ..checkpoints.config import register_to_config
 from . import prediction as predictions
-from .base import DrawNoise, Run, SchedulerMixin, StepOutput, combine
+from .arithmetic import DrawNoise, cast, combine
+from .base import Run, SchedulerMixin, StepOutput
 from .logsnr import LogSNRRun, LogSNRScheduler, log_snr
 from .noise import Level
+from .steps import PlainStep
 
 
 def unipc_weights(
@@ -92,7 +94,7 @@ class UniPCRun(LogSNRRun):
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         dtype = x.dtype
         m = self.convert(prediction, i, x)
-        original = m.to(dtype) if self.predicts_x0 else self._later(prediction, i, x)
+        original = cast(m, dtype) if self.predicts_x0 else self._later(prediction, i, x)
         if self.origin is not None and i > 0 and i - 1 not in self.uncorrected:
             of_x, weights = self.correctors[i - 1][self.last_order - 1]
             known = [*self.history[: self.last_order], m]
@@ -106,10 +108,10 @@ class UniPCRun(LogSNRRun):
             return StepOutput(self.predictor.step(prediction, i, x, noise).prev_sample.to(dtype), original)
         of_x, weights = self.predictors[i][self.last_order - 1]
         previous = combine((of_x, x), *zip(weights, self.history, strict=False))
-        return StepOutput(previous.to(dtype), original)
+        return StepOutput(cast(previous, dtype), original)
 
 
-class UniPCMultistepScheduler(LogSNRScheduler):
+class UniPCMultistepScheduler(PlainStep, LogSNRScheduler):
     """Predictor and corrector at one network call a step: good pictures in 10 steps or fewer.
 
     Args:
@@ -130,8 +132,9 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         timestep_spacing, steps_offset: which timesteps a run visits.
         final_sigmas_type: end at "zero" or at "sigma_min".
 
-    Run option ``mu``: the shift, if ``use_dynamic_shifting``. With ``use_flow_sigmas``, ``sigmas`` given to ``plan``
-    are shifted and do not include the one to end at.
+    Run options: ``mu``, the shift, if ``use_dynamic_shifting``; ``as_published``: see
+    :class:`~langevin.schedulers.logsnr.LogSNRScheduler`. With ``use_flow_sigmas``, ``sigmas`` given to ``plan`` are
+    shifted and do not include the one to end at.
 
         >>> run = UniPCMultistepScheduler(beta_schedule="scaled_linear").plan(10)
         >>> x = torch.randn(1, 4, 8, 8)
@@ -139,7 +142,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         ...     x = run.step(network(x, t), i, x).prev_sample
     """
 
-    run_options = ("mu",)
+    run_options = ("mu", "as_published")
     _rounds = ("karras",)
 
     @register_to_config
@@ -163,8 +166,21 @@ class UniPCMultistepScheduler(LogSNRScheduler):
         self.solver_p = solver_p
         self.noise_schedule = self._build_noise_schedule()
 
+    def set_timesteps(  # type: ignore[override]
+        self, num_inference_steps: int | None = None, device: str | torch.device | None = None,
+        sigmas: Sequence[float] | None = None, mu: float | None = None, timesteps: Sequence[float] | None = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        """Choose the levels that the following ``step`` calls visit; see :meth:`plan`."""
+        super().set_timesteps(num_inference_steps, device, mu, timesteps, sigmas, **options)
+
     def _plan(  # type: ignore[override]  # which of the options there are, run_options says
-        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, mu: float | None = None
+        self,
+        steps: int,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        mu: float | None = None,
+        as_published: bool = False,
     ) -> UniPCRun:
         if self.config.use_dynamic_shifting and mu is None:
             raise ValueError("use_dynamic_shifting=True needs the shift: pass mu")
@@ -177,7 +193,7 @@ class UniPCMultistepScheduler(LogSNRScheduler):
             last = float(sigmas[-1])
         else:  # with a sigma spacing the run's own least σ, held
             last = self._last_sigma() if name is None or self.config.final_sigmas_type != "sigma_min" else spaced[-1]
-        return self._run_over(visited, [*spaced, last])
+        return self._run_over(visited, [*spaced, last], as_published)
 
     def _visit_flow(
         self, steps: int, sigmas: Sequence[float] | None, mu: float | None
@@ -200,38 +216,22 @@ class UniPCMultistepScheduler(LogSNRScheduler):
             sigma[0] -= 1e-6
         return [int(s * train_steps) for s in sigma], sigma.tolist()
 
-    def _run_over(self, visited: list[float], sigmas: list[float]) -> UniPCRun:
+    def _run_over(self, visited: list[float], sigmas: list[float], as_published: bool = False) -> UniPCRun:
         c = self.config
         if not c.predict_x0:
             predictions.check(
                 c.prediction_type, predictions.PREDICTION_TYPES, "UniPCMultistepScheduler, predict_x0=False"
             )
-        levels = [self._level(sigma) for sigma in sigmas]
-        return UniPCRun(
+        return self._lay(
+            UniPCRun,
             visited,
-            levels[:-1],
-            levels[1:],
-            c.prediction_type,
-            predictions.limiter(self._own) if c.predict_x0 else None,
+            sigmas,
+            bounded=c.predict_x0,
             order=c.solver_order,
             lower_order_final=c.lower_order_final,
             solver_type=c.solver_type,
             uncorrected=c.disable_corrector,
             predicts_x0=c.predict_x0,
+            as_published=as_published,
             predictor=self.solver_p.plan(len(visited)) if self.solver_p is not None else None,
         )
-
-    def step(
-        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor,
-        return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """One step of the run that ``set_timesteps`` laid out.
-
-        Args:
-            model_output: the network's output at ``timestep``.
-            timestep: one of ``scheduler.timesteps``. Looked up at the first step; after that, steps are counted.
-            sample: x at that timestep.
-            return_dict: False gives the tuple ``(prev_sample,)``.
-        """
-        output = self._step(model_output, timestep, sample, None, True)
-        return output if return_dict else (output[0],)

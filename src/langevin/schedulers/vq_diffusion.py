@@ -15,7 +15,9 @@ from typing import NamedTuple
 import torch
 
 from ..checkpoints.config import register_to_config
-from .base import DrawNoise, Run, SchedulerMixin, StepOutput, upcast
+from . import spacing as spacings
+from .arithmetic import DrawNoise, drawn_by, upcast
+from .base import Run, SchedulerMixin, StepOutput
 from .noise import Level
 
 _LEAST = 1e-30  # stands in for a probability of 0
@@ -46,18 +48,17 @@ def _log(p: float) -> float:
     return log(p) if p > 0.0 else -inf
 
 
-def log_forward(x0: torch.Tensor, transition: Transition) -> torch.Tensor:
-    """log q(x_t | x0), (batch, K + 1, places), of whole numbers x0: (batch, places), none of them the mask."""
-    _, beta, stays, gamma = transition.logs()
-    log_q = torch.full((len(x0), transition.codes + 1, x0.shape[1]), beta, device=x0.device)
-    log_q[:, -1] = gamma
-    return log_q.scatter_(1, x0.unsqueeze(1), stays)
+def forward(x0: torch.Tensor, transition: Transition) -> tuple[torch.Tensor, torch.Tensor]:
+    """q(x_t | x0) of the codes, (batch, K, places), and of the mask, (batch, 1, places); x0: (batch, places)."""
+    p_codes = torch.full((len(x0), transition.codes, x0.shape[1]), transition.beta, device=x0.device)
+    p_codes.scatter_(1, x0.unsqueeze(1), transition.alpha + transition.beta)
+    return p_codes, torch.full_like(p_codes[:, :1], transition.gamma)
 
 
-def log_posterior(
+def posterior(
     log_p_x0: torch.Tensor, x: torch.Tensor, whole: Transition, before: Transition, step: Transition
-) -> torch.Tensor:
-    """log p(x_s | x_t) = log Σ q(x_s | x_t, x0)·p(x0) with Bayes' q(x_t | x_s)·q(x_s | x0)/q(x_t | x0) (equation 11).
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """p(x_s | x_t) = Σ q(x_s | x_t, x0)·p(x0) with Bayes' q(x_t | x_s)·q(x_s | x0)/q(x_t | x0) (equation 11).
 
     Args:
         log_p_x0: (batch, K, places), the network's log probabilities of the codes of the clean picture.
@@ -65,7 +66,8 @@ def log_posterior(
         whole, before, step: the transitions 0 → t, 0 → s and s → t.
 
     Returns:
-        (batch, K + 1, places): log probabilities of the codes at timestep s and, last, of the mask.
+        (batch, K, places) and (batch, 1, places): probabilities of the codes at timestep s and of the mask, up to a
+        factor for each place; and the logarithm of that, (batch, 1, places).
     """
     log_p_x0, codes = upcast(log_p_x0), log_p_x0.shape[1]
     masked = (x == codes).unsqueeze(1)
@@ -80,37 +82,35 @@ def log_posterior(
 
     other, same = towards_x(whole)
     likely = (log_p_x0 - other).scatter_(1, own, log_p_x0.gather(1, own) - same)
-    most = likely.amax(1, keepdim=True)
-    weight = likely.sub_(most).exp_()  # p(x0)/q(x_t | x0), up to a factor
+    factor = likely.amax(1, keepdim=True)
+    weight = likely.sub_(factor).exp_()  # p(x0)/q(x_t | x0), up to the factor
     total = weight.sum(1, keepdim=True)
 
-    other, same = towards_x(step)
-    codes_now = weight.mul_(before.alpha).add_(total * before.beta).log_().add_(most)
-    own_now = codes_now.gather(1, own) + same
-    codes_now.add_(other).scatter_(1, own, own_now)
-    mask_now = total.log() + most + _log(before.gamma)
-    return torch.cat([codes_now, mask_now.where(masked, mask_now + log(_LEAST))], 1)  # only the mask stays masked
+    other, same = (log_q.exp() for log_q in towards_x(step))
+    own_now = (weight.gather(1, own) * before.alpha + total * before.beta) * same
+    p_codes = torch.addcmul(total * (before.beta * other), weight, before.alpha * other).scatter_(1, own, own_now)
+    p_mask = total * before.gamma
+    return p_codes, p_mask.where(masked, p_mask * _LEAST), factor  # only the mask stays masked
 
 
-def draw_codes(log_p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """One code per place from log probabilities (batch, codes, places), by uniform noise in [0, 1) of that shape.
+def draw_codes(p_codes: torch.Tensor, p_mask: torch.Tensor | None, uniform: torch.Tensor) -> torch.Tensor:
+    """One code per place by its probability, (batch, codes, places) and (batch, 1, places), up to a factor.
 
-    -log(-log u) is Gumbel noise; where log p and it are greatest together, there is the draw.
+    -log u is the time until something of rate 1 happens, -log u/p until something of rate p does; what happens first is
+    the draw. ``uniform``: noise in [0, 1), (batch, codes + 1, places), or without the mask's row, if that cannot be.
     """
-    return (log_p - uniform.clamp(min=_LEAST).log_().neg_().log_()).argmax(1)
+    times = uniform.clamp(min=_LEAST).log_()  # negative: so the greatest p/time is the least number
+    if p_mask is None:
+        return (p_codes / times).argmin(1)
+    first, code = (p_codes / times[:, :-1]).min(1, keepdim=True)
+    return code.where(p_mask / times[:, -1:] >= first, p_codes.shape[1]).squeeze(1)
 
 
 def draw_uniform(
     like: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
 ) -> torch.Tensor:
     """Uniform noise in [0, 1), fp32; a list of generators gives each picture of the batch its own."""
-    if isinstance(generator, (list, tuple)):
-        if len(generator) != len(like):
-            raise ValueError(f"{len(generator)} generators for a batch of {len(like)}: give one, or one per image")
-        return torch.cat([draw_uniform(like[k : k + 1], g) for k, g in enumerate(generator)])
-    assert generator is None or isinstance(generator, torch.Generator)
-    place = generator.device if generator is not None else like.device
-    return torch.rand(like.shape, generator=generator, device=place).to(like.device)
+    return drawn_by(torch.rand, like, generator, torch.float32)
 
 
 class VQDiffusionRun(Run):
@@ -132,13 +132,18 @@ class VQDiffusionRun(Run):
         super().__init__([*timesteps], levels, [*levels[1:], Level(1.0, 0.0)], "log_probabilities")
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, i: int) -> torch.Tensor:
-        """Codes drawn from q(x_t | x0) at call ``i``. noise: uniform in [0, 1), (batch, K + 1, places)."""
-        return x0 if i == len(self) else draw_codes(log_forward(x0, self.wholes[i]), noise)
+        """Codes drawn from q(x_t | x0) at call ``i``; after the last, x0. noise: uniform, (batch, K + 1, places)."""
+        return x0 if i == len(self) else draw_codes(*forward(x0, self.wholes[i]), noise)
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         transitions = self.transitions[i]
-        log_p = prediction if transitions is None else log_posterior(prediction, x, *transitions)
-        codes = draw_codes(log_p, (noise or draw_uniform)(log_p))
+        if transitions is None:  # of a clean picture nothing is masked
+            p_codes, p_mask = upcast(prediction).exp(), None
+        else:
+            p_codes, p_mask, _ = posterior(prediction, x, *transitions)
+        rows = p_codes.shape[1] + (p_mask is not None)
+        uniform = (noise or draw_uniform)(p_codes.new_empty(len(p_codes), rows, p_codes.shape[2]))
+        codes = draw_codes(p_codes, p_mask, uniform)
         return StepOutput(codes, lambda: prediction.argmax(1))
 
 
@@ -154,6 +159,7 @@ class VQDiffusionScheduler(SchedulerMixin):
     Run option ``as_published``: n steps are spread over all timesteps, each skipping some (the paper's fast
     inference strategy). Without it, they are the n quietest timesteps, one by one, as in the reference implementation,
     though a picture that is all mask belongs to the last. For n = ``num_train_timesteps`` that is the same.
+    ``with_spacing`` takes the timestep spacings; "simple" and "trailing" are the paper's, rounded one way or the other.
 
         >>> run = VQDiffusionScheduler(num_vec_classes=2887).plan(25, as_published=True)
         >>> x = torch.full((1, 1024), 2886)
@@ -162,6 +168,8 @@ class VQDiffusionScheduler(SchedulerMixin):
     """
 
     run_options = ("as_published",)
+    _spacings = spacings.TIMESTEP_SPACINGS
+    _spacings_because = "masks codes and has no σ"
     _compatibles = []
     init_noise_sigma = 1.0  # type: ignore[assignment]
 
@@ -184,10 +192,12 @@ class VQDiffusionScheduler(SchedulerMixin):
     def _plan(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, as_published: bool = False
     ) -> VQDiffusionRun:
-        if sigmas is not None or self._spacing is not None:
-            raise ValueError("VQDiffusionScheduler has no σ and one spacing: give num_inference_steps or timesteps")
+        if sigmas is not None:
+            raise ValueError("VQDiffusionScheduler has no σ: give num_inference_steps or timesteps")
         if timesteps is not None:
             visited = [int(t) for t in self._checked(timesteps)]
+        elif self._spacing is not None:
+            visited = [int(t) for t in self._on_grid(self._spaced_timesteps(steps), steps)]
         else:
             if steps > len(self):
                 raise ValueError(f"num_inference_steps={steps} is more than the {len(self)} timesteps that there are")
@@ -200,7 +210,7 @@ class VQDiffusionScheduler(SchedulerMixin):
         self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor,
         generator: torch.Generator | Sequence[torch.Generator] | None = None, return_dict: bool = True,
     ) -> StepOutput | tuple[torch.Tensor, ...]:  # fmt: skip
-        """Draw x at ``timestep - 1``; at 0, the clean picture. ``set_timesteps`` need not have been called.
+        """Draw x at the run's next timestep, or, where no run has this one, at ``timestep - 1``; at 0, the picture.
 
         Args:
             model_output: log p(x0), (batch, K, places), without the mask, finite.
@@ -209,16 +219,18 @@ class VQDiffusionScheduler(SchedulerMixin):
             generator: where noise comes from; a list gives each picture its own.
             return_dict: False gives the tuple ``(prev_sample,)``.
         """
-        t = int(timestep)
-        whole, before = self.transition_to(t), self.transition_to(t - 1) if t > 0 else None
-        run = VQDiffusionRun([t], [whole], [before])
-        output = run.step(model_output, 0, sample, lambda like: draw_uniform(like, generator))
+        t, run = int(timestep), self._run
+        if run is None or t not in run.timesteps:
+            whole, before = self.transition_to(t), self.transition_to(t - 1) if t > 0 else None
+            run = VQDiffusionRun([t], [whole], [before])
+        output = run.step(model_output, run.timesteps.index(t), sample, lambda like: draw_uniform(like, generator))
         return output if return_dict else (output.prev_sample,)
 
     def q_posterior(self, log_p_x_0: torch.Tensor, x_t: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
-        """log p(x_{t-1} | x_t), (batch, K + 1, places): :func:`log_posterior` between two neighbours, 0 < t."""
+        """log p(x_{t-1} | x_t), (batch, K + 1, places), the mask last: :func:`posterior`, 0 < t."""
         whole, before = self.transition_to(int(t)), self.transition_to(int(t) - 1)
-        return log_posterior(log_p_x_0, x_t, whole, before, whole.after(before))
+        p_codes, p_mask, factor = posterior(log_p_x_0, x_t, whole, before, whole.after(before))
+        return torch.cat([p_codes, p_mask], 1).log_().add_(factor)
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | float
@@ -231,5 +243,6 @@ class VQDiffusionScheduler(SchedulerMixin):
             timesteps: (batch,) or one for all.
         """
         told = torch.as_tensor(timesteps).expand(len(original_samples)).tolist()
-        alone = [log_forward(x0[None], self.transition_to(t)) for x0, t in zip(original_samples, told, strict=True)]
-        return draw_codes(torch.cat(alone), noise)
+        alone = [forward(x0[None], self.transition_to(t)) for x0, t in zip(original_samples, told, strict=True)]
+        p_codes, p_mask = (torch.cat(parts) for parts in zip(*alone, strict=True))
+        return draw_codes(p_codes, p_mask, noise)

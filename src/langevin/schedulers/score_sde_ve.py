@@ -1,7 +1,7 @@
-"""Sampling by reversing a stochastic differential equation: Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole 2021,
-"Score-Based Generative Modeling through Stochastic Differential Equations", arXiv:2011.13456.
+"""The variance-exploding stochastic differential equation, reversed: Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole
+2021, "Score-Based Generative Modeling through Stochastic Differential Equations", arXiv:2011.13456.
 
-Variance exploding (x = x0 + σ·ε, equation 9) with predictor and corrector, and variance preserving (equation 11).
+x = x0 + σ·ε (equation 9), by predictor and corrector.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
+import numpy as np
 import torch
 
 from ..checkpoints.config import register_to_config
 from ..outputs import BaseOutput
 from . import spacing as spacings
-from .base import DrawNoise, Run, SchedulerMixin, StepOutput, combine, draw, per_image, upcast
+from .arithmetic import DrawNoise, cast, combine, draw, spread, upcast
+from .base import Run, SchedulerMixin, StepOutput
 from .noise import Level
 
 _CLEAN = Level(1.0, 0.0)
@@ -37,7 +38,7 @@ def langevin_step(
     size, noise_size = (torch.linalg.vector_norm(part.flatten(1), dim=1) for part in (score, z))
     if not alone:
         size, noise_size = size.mean(), noise_size.mean()
-    root = (2 * snr * noise_size / size).view(-1, *[1] * (x.ndim - 1))  # sqrt(2e)
+    root = spread((2 * snr * noise_size / size).view(-1), x)  # sqrt(2e)
     return torch.addcmul(x, root * root / 2, score).addcmul_(root, z)
 
 
@@ -72,7 +73,7 @@ class ScoreSdeVeRun(Run):
             moved = combine((1.0, x), (variance, prediction))
         else:  # equation 46
             moved = combine((1.0, x), (variance, prediction), (math.sqrt(variance), (noise or draw)(x)))
-        return StepOutput(moved.to(x.dtype), self._later(prediction, i, x))
+        return StepOutput(cast(moved, x.dtype), self._later(prediction, i, x))
 
     def _original(self, prediction: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
         return combine((1.0, x), (self.levels[i].sigma ** 2, prediction))
@@ -107,6 +108,8 @@ class ScoreSdeVeScheduler(SchedulerMixin):
     """
 
     run_options = ("as_published",)
+    _spacings = spacings.SIGMA_SPACINGS
+    _spacings_because = "is told σ and has no training timesteps"
     _compatibles = []
 
     timesteps: torch.Tensor | None = None  # type: ignore[assignment]
@@ -137,11 +140,6 @@ class ScoreSdeVeScheduler(SchedulerMixin):
             visited: Sequence[float] | None = [float(sigma) for sigma in sigmas]
         elif self._spacing is not None or as_published:
             name, options = self._spacing or ("exponential", {})
-            if name not in spacings.SIGMA_SPACINGS:
-                raise ValueError(
-                    f"spacing {name!r} picks from training timesteps, but ScoreSdeVeScheduler is told σ; allowed: "
-                    f"{', '.join(map(repr, spacings.SIGMA_SPACINGS))}"
-                )
             ends = {"sigma_max": most, "sigma_min": least}
             visited = [*spacings.SIGMA_SPACINGS[name](steps=steps, **{**ends, **options}), 0.0]
         else:
@@ -196,10 +194,17 @@ class ScoreSdeVeScheduler(SchedulerMixin):
             return_dict: False gives the tuple ``(prev_sample, prev_sample_mean)``.
         """
         assert self.timesteps is not None
-        times = torch.as_tensor(timestep, dtype=torch.float32).cpu() * torch.ones(len(sample))
+        if not isinstance(timestep, torch.Tensor) or timestep.numel() == 1:
+            place = int(np.float32(float(timestep)) * np.float32(len(self.timesteps) - 1))
+            lower = float(self.discrete_sigmas[place - 1]) if place else 0.0
+            deviation = math.sqrt(float(self.discrete_sigmas[place]) ** 2 - lower**2)
+            mean = combine((1.0, sample), (deviation**2, model_output))
+            moved = combine((1.0, mean), (deviation, draw(sample, generator)))
+            return SdeVeOutput(moved, mean) if return_dict else (moved, mean)
+        times = timestep.to(torch.float32).cpu()
         places = _places(times, len(self.timesteps))
         variance = self.discrete_sigmas[places] ** 2 - self.get_adjacent_sigma(places) ** 2
-        variance = variance.view(-1, *[1] * (sample.ndim - 1)).to(sample.device)
+        variance = spread(variance, sample)
         mean = sample + variance * model_output
         moved = mean + variance.sqrt() * draw(sample, generator)
         return SdeVeOutput(moved, mean) if return_dict else (moved, mean)
@@ -232,7 +237,7 @@ class ScoreSdeVeScheduler(SchedulerMixin):
         """
         noise = draw(original_samples) if noise is None else noise
         sigma = self.discrete_sigmas[torch.as_tensor(timesteps).cpu()].to(original_samples.device)
-        return original_samples + noise * sigma.view(-1, *[1] * (noise.ndim - 1))
+        return original_samples + noise * spread(sigma, noise)
 
 
 # The tables in fp32, as everybody builds them.
@@ -254,97 +259,3 @@ def _table(steps: int, least: float, most: float) -> torch.Tensor:
 def _places(times: torch.Tensor, steps: int) -> torch.Tensor:
     """The index in the table of σ that a time means. Cut, so that a time near 1 may mean the one below."""
     return (times * (steps - 1)).long()
-
-
-class ScoreSdeVpRun(Run):
-    """Euler-Maruyama steps of the reverse SDE: x + (β(t)/2·x + β(t)·s)/n + sqrt(β(t)/n)·z, with s = -output/σ(t).
-
-    (Equation 6, with the drift and diffusion of equation 11.) The network's output is ε. The last step adds no noise.
-    """
-
-    def __init__(self, times: list[float], levels: list[Level], coefficients: list[tuple[float, float, float]]):
-        self.coefficients = coefficients
-        super().__init__(times, levels, [*levels[1:], _CLEAN], "epsilon")
-
-    def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
-        of_x, of_prediction, of_noise = self.coefficients[i]
-        moved = combine((of_x, x), (of_prediction, prediction))
-        if i + 1 < len(self):
-            moved = combine((1.0, moved), (of_noise, (noise or draw)(x)))
-        return StepOutput(moved.to(x.dtype), self._later(prediction, i, x))
-
-
-class ScoreSdeVpScheduler(SchedulerMixin):
-    """The reverse of the variance-preserving SDE, for networks that give ε and are told the time, 1 to 0.
-
-    Args:
-        num_train_timesteps: how many levels the network was trained on, if they are counted.
-        beta_min, beta_max: β(t) at t = 0 and at t = 1; linear between.
-        sampling_eps: the time where a run ends.
-
-        >>> run = ScoreSdeVpScheduler().plan(1000)
-        >>> x = torch.randn(1, 3, 32, 32)
-        >>> for i, t in enumerate(run.timesteps):
-        ...     x = run.step(network(x, t), i, x, noise=torch.randn_like).prev_sample
-    """
-
-    _compatibles = []
-    init_noise_sigma = 1.0  # type: ignore[assignment]
-
-    @register_to_config
-    def __init__(
-        self, num_train_timesteps: int = 2000, beta_min: float = 0.1, beta_max: float = 20, sampling_eps: float = 1e-3
-    ):
-        pass
-
-    def _levels(self, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(α, σ) by time: log α = -t²·(β_max - β_min)/4 - t·β_min/2 (equation 33)."""
-        least, most = self.config.beta_min, self.config.beta_max
-        log_alpha = -0.25 * times**2 * (most - least) - 0.5 * times * least
-        return log_alpha.exp(), (1.0 - (2.0 * log_alpha).exp()).sqrt()
-
-    def _coefficients(self, times: torch.Tensor, steps: int) -> list[torch.Tensor]:
-        """What multiplies x, the network's output and the noise in a step from each time."""
-        _, sigma = self._levels(times)
-        beta = self.config.beta_min + times * (self.config.beta_max - self.config.beta_min)
-        return [1.0 + beta / (2 * steps), -beta / (sigma * steps), (beta / steps).sqrt()]
-
-    def _plan(self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> ScoreSdeVpRun:
-        if timesteps is not None or sigmas is not None or self._spacing is not None:
-            raise ValueError("ScoreSdeVpScheduler has one spacing, even in time: give num_inference_steps")
-        times = _times(steps, self.config.sampling_eps)
-        levels = [Level(*pair) for pair in torch.stack(self._levels(times), 1).tolist()]
-        rows: list[Any] = torch.stack(self._coefficients(times, steps), 1).tolist()
-        return ScoreSdeVpRun(times.tolist(), levels, rows)
-
-    def _whole(self) -> Run:
-        return self.plan(len(self))
-
-    def _levels_at(self, timesteps: torch.Tensor | float, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        times = torch.as_tensor(timesteps, dtype=torch.float32).flatten().cpu()
-        return per_image([Level(*pair) for pair in torch.stack(self._levels(times), 1).tolist()], like)
-
-    def step_pred(
-        self, score: torch.Tensor, x: torch.Tensor, t: torch.Tensor,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """One step of the reverse SDE.
-
-        Args:
-            score: the network's output: ε, which is -σ(t)·∇log p.
-            x: the sample, (batch, ...).
-            t: its time, one of ``scheduler.timesteps``, or one per image.
-            generator: where noise comes from; a list gives each image its own.
-
-        Returns:
-            (x one step on, the same before the noise went in).
-        """
-        if self.num_inference_steps is None:
-            raise ValueError("ScoreSdeVpScheduler has no timesteps yet: call set_timesteps(steps) first")
-        times = torch.as_tensor(t, dtype=torch.float32).flatten()
-        shape = (-1, *[1] * (x.ndim - 1))
-        of_x, of_score, of_noise = (
-            c.view(shape).to(x.device) for c in self._coefficients(times, self.num_inference_steps)
-        )
-        mean = of_x * x + of_score * score
-        return mean + of_noise * draw(x, generator), mean

@@ -1,0 +1,41 @@
+"""Functions that take another one's arguments beside their own, without writing them out again."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def also_takes(
+    model: Callable[..., Any], leave_out: Collection[str] = (), *, evaluate: bool = False
+) -> Callable[[Function], Function]:
+    """The decorated function's ``**common`` are the arguments of ``model`` that it does not name itself.
+
+    ``help`` and ``inspect.signature`` show them all, and unknown ones raise a TypeError, as if they were written out.
+
+    Args:
+        leave_out: names of arguments of ``model`` that are not taken.
+        evaluate: show annotations as objects, not as the texts that they are in the source.
+    """
+
+    def decorate(function: Function) -> Function:
+        own, theirs = (inspect.signature(f, eval_str=evaluate).parameters.values() for f in (function, model))
+        named = [p for p in own if p.kind is not p.VAR_KEYWORD]
+        taken = {*leave_out, *(p.name for p in named)}
+        others = [p.replace(kind=p.KEYWORD_ONLY) for p in theirs if p.name not in taken]
+        signature = inspect.Signature([*named, *others])
+
+        @functools.wraps(function)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            signature.bind(*args, **kwargs)
+            return function(*args, **kwargs)
+
+        checked.__signature__ = signature  # type: ignore[attr-defined]
+        checked.__annotations__ = {p.name: p.annotation for p in others} | function.__annotations__
+        return checked  # type: ignore[return-value]
+
+    return decorate

@@ -1,0 +1,154 @@
+"""``langevin edit``, ``inpaint`` and ``control`` on tiny checkpoints, and their pictures made again."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from typer.testing import CliRunner
+
+import langevin
+from langevin.cli.app import app
+from langevin.cli.errors import BadUsage
+from langevin.cli.tasks import parse_box
+from langevin.media.settings import read_settings
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, code=0):
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        assert result.exit_code == code, (result.output, result.stderr, result.exception)
+        return result
+
+    return call
+
+
+@pytest.fixture
+def circle(tmp_path):
+    image = Image.new("RGB", (16, 16), "gray")
+    ImageDraw.Draw(image).ellipse((4, 4, 12, 12), fill="red")
+    image.save(tmp_path / "circle.png")
+    return tmp_path / "circle.png"
+
+
+@pytest.fixture(scope="module")
+def net(tiny_sd_folder, tmp_path_factory):
+    """A control network whose word counts: its last layers are not the zeros that they begin as."""
+    torch.manual_seed(1)
+    unet = langevin.UNet2DConditionModel.from_pretrained(tiny_sd_folder, subfolder="unet")
+    made = langevin.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16))
+    for layer in (*made.controlnet_down_blocks, made.controlnet_mid_block, made.controlnet_cond_embedding.conv_out):
+        torch.nn.init.normal_(layer.weight, std=0.2)
+    folder = tmp_path_factory.mktemp("net")
+    made.save_pretrained(folder)
+    return folder
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+SHORT = ("--steps", "4", "--seed", "3")
+
+
+def test_edit_with_a_model_that_paints_from_prompts(run, tiny_sd_folder, circle):
+    call = ("edit", circle, "a blue circle", "-m", tiny_sd_folder, *SHORT)
+    run(*call, "--strength", "0.5", "-o", "half.png")
+    run(*call, "--strength", "1", "-o", "whole.png")
+    settings = read_settings("half.png")
+    assert settings["pipeline"] == "StableDiffusionImg2ImgPipeline"
+    assert settings["strength"] == 0.5
+    assert settings["image"]["file"] == str(circle)
+    assert abs(pixels("half.png") - pixels("whole.png")).max() > 0
+    assert "takes no --image-guidance" in run(*call, "--image-guidance", "2", code=2).stderr
+
+
+def test_again_takes_the_picture_it_was_made_from(run, tiny_sd_folder, circle):
+    run("edit", circle, "a blue circle", "-m", tiny_sd_folder, *SHORT, "--strength", "0.5", "-o", "blue.png")
+    assert "identical" in run("again", "blue.png").stdout
+    Image.open(circle).transpose(Image.Transpose.FLIP_TOP_BOTTOM).rotate(90).save(circle)
+    Image.new("RGB", (16, 16), "white").save(circle)
+    assert "has changed since" in run("again", "blue.png", code=1).stderr
+    circle.unlink()
+    assert "is not there" in run("again", "blue.png", code=1).stderr
+
+
+def test_inpaint_keeps_every_pixel_outside_a_box(run, tiny_sd_folder, circle):
+    call = ("inpaint", circle, "a star", "-m", tiny_sd_folder, *SHORT)
+    run(*call, "--box", "0,0,8,16", "-o", "half.png")
+    before, after = pixels(circle), pixels("half.png")
+    np.testing.assert_array_equal(after[:, 8:], before[:, 8:])
+    assert abs(after[:, :8] - before[:, :8]).max() > 0
+    run(*call, "--box", "0,0,8,16", "--no-keep", "-o", "loose.png")
+    assert abs(pixels("loose.png")[:, 8:] - before[:, 8:]).max() > 0
+
+
+def test_inpaint_with_a_mask_from_a_file(run, tiny_sd_folder, circle):
+    mask = Image.new("L", (16, 16), 0)
+    mask.paste(255, (0, 0, 16, 8))
+    mask.save("mask.png")
+    run("inpaint", circle, "a star", "--mask", "mask.png", "-m", tiny_sd_folder, *SHORT, "-o", "top.png")
+    run("inpaint", circle, "a star", "--box", "0,0,16,8", "-m", tiny_sd_folder, *SHORT, "-o", "box.png")
+    np.testing.assert_array_equal(pixels("top.png"), pixels("box.png"))
+    assert "identical" in run("again", "top.png").stdout
+    assert "identical" in run("again", "box.png").stdout, "the box is written into the picture"
+
+
+def test_control_acts_and_can_be_made_again(run, tiny_sd_folder, net, circle):
+    call = ("control", circle, "a star", "-m", tiny_sd_folder, "--net", net, "--size", "16", *SHORT)
+    run(*call, "-o", "with.png")
+    run(*call, "--scale", "0", "-o", "off.png")
+    run("generate", "a star", "-m", tiny_sd_folder, "--size", "16", *SHORT, "-o", "without.png")
+    np.testing.assert_array_equal(pixels("off.png"), pixels("without.png"))
+    assert abs(pixels("with.png") - pixels("off.png")).max() > 0
+    (described,) = read_settings("with.png")["control"]
+    assert described["class"] == "Control"
+    assert described["network"] == {"network": "ControlNetModel", "from": str(net)}
+    assert "identical" in run("again", "with.png").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("edit", "nothing.png", "x"), 1, "there is no file nothing.png"),
+        (("edit", ".", "x"), 2, "is a folder"),
+        (("edit", "text.png", "x"), 1, "is not a picture"),
+        (("inpaint", "circle.png", "x"), 2, "either --mask FILE"),
+        (("inpaint", "circle.png", "x", "--box", "1,1,2,2", "--mask", "circle.png"), 2, "either --mask FILE"),
+        (("inpaint", "circle.png", "x", "--box", "8,8,4,12"), 2, "LEFT,TOP,RIGHT,BOTTOM"),
+        (("inpaint", "circle.png", "x", "--box", "0,0,17,16"), 2, "16x16"),
+        (("control", "circle.png", "x", "--net", "nowhere/at-all"), 1, "nowhere/at-all"),
+    ],
+)
+def test_errors_are_one_line(run, circle, arguments, code, words):
+    circle.with_name("text.png").write_text("no picture")
+    result = run(*arguments, code=code)
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not result.stdout
+
+
+def test_boxes():
+    assert parse_box("1, 2,3 4", (10, 10)) == (1, 2, 3, 4)
+    for wrong in ("", "1,2,3", "a,b,c,d", "-1,0,4,4", "1,1,1,4"):
+        with pytest.raises(BadUsage):
+            parse_box(wrong, (10, 10))
+
+
+def test_settings_of_pictures_that_cannot_be_made_again_say_so(tiny_sd_folder):
+    pipe = langevin.StableDiffusionImg2ImgPipeline.from_pretrained(tiny_sd_folder)
+    pipe.set_progress_bar_config(disable=True)
+    start = langevin.ImageStart(torch.zeros(1, 3, 16, 16))
+    made = langevin.StableDiffusionPipeline.from_pipe(pipe)("a", num_inference_steps=2, guiders=[start])
+    settings = json.loads(json.dumps(made.images[0].settings))
+    assert settings["not_recorded"] == ["ImageStart's image"]
+    assert settings["guiders"] == [{"class": "ImageStart", "image": None, "strength": 0.8}]
+    large = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    made = pipe("a", image=large, num_inference_steps=2, height=16, width=16)
+    assert made.images[0].settings["not_recorded"] == ["image"]
