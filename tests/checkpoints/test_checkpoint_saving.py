@@ -206,6 +206,12 @@ def test_files_added_while_a_save_runs_stay(folder):
     assert (folder / "notes/late.txt").read_text() == "late"
 
 
+def test_files_have_the_mode_of_any_new_file(folder):
+    """safetensors makes them readable for their owner alone."""
+    (folder / "new").touch()
+    assert {file.stat().st_mode for file in folder.glob("*.safetensors")} == {(folder / "new").stat().st_mode}
+
+
 def test_permissions_of_the_folder_stay(folder):
     folder.chmod(0o750)
     NEW.save_pretrained(folder)

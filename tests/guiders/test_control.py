@@ -119,6 +119,14 @@ def test_the_picture_is_read_once_and_idle_steps_and_branches_are_not_asked_for(
     assert rows(guess=True, guidance=1.0) == [1, 1, 1, 1]
 
 
+def test_one_picture_for_all_is_kept_once(pipe, net):
+    with Asked(net) as asked:
+        images(pipe, "a", control=[Control(net, pil())], num_images_per_prompt=2, **CALL)
+    hint = asked.told[0]["embedded_cond"]
+    assert hint.shape[0] == 4
+    assert hint.untyped_storage().nbytes() == hint[0].nbytes
+
+
 def test_outside_start_and_stop_the_network_is_told_nothing(pipe, net):
     with Asked(pipe.unet) as asked:
         images(pipe, "a cat", control=[Control(net, pil(), start=0.25, stop=0.75)], **CALL)

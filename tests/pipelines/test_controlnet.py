@@ -11,6 +11,7 @@ import torch
 
 import langevin
 from langevin import Control, DiffusionPipeline, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from langevin.checkpoints.errors import CheckpointError
 from tests.conftest import in_threads
 from tests.pipelines.control_checks import controlnets, several
 from tests.pipelines.family_checks import SCHEDULERS, assert_same, generator, images, picture, pil
@@ -171,6 +172,27 @@ def test_folders_load_on_both_sides(make, tmp_path, count):
     for pipe in (again, there):
         pipe.set_progress_bar_config(disable=True)
         np.testing.assert_allclose(images(pipe, "a cat", **call), wanted, atol=1e-4)
+
+
+def test_several_networks_are_saved_in_the_form_asked_for_and_fetched_from_the_hub(make, tmp_path):
+    ours, _ = make(2)
+    ours.save_pretrained(tmp_path / "saved", variant="half")
+    files = [str(f.relative_to(tmp_path / "saved")) for f in (tmp_path / "saved").rglob("*") if f.is_file()]
+    nets = {f"controlnet{k}/diffusion_pytorch_model.half.safetensors" for k in ("", "_1")}
+    assert nets <= set(files)
+    fetched = ours._files_needed(None, set(), "half", None, files, lambda name: tmp_path / "saved" / name)
+    assert nets <= set(fetched)
+
+
+def test_fewer_networks_do_not_leave_an_older_one_behind_unsaid(make, tmp_path):
+    make(2)[0].save_pretrained(tmp_path / "saved")
+    two = make(2)[0].controlnet
+    three = type(two)([*two.nets, two.nets[0]])
+    three.save_pretrained(tmp_path / "saved/controlnet")
+    before = (tmp_path / "saved/model_index.json").stat().st_mtime_ns
+    with pytest.raises(CheckpointError, match="controlnet_2 is there already"):
+        make(2)[0].save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved/model_index.json").stat().st_mtime_ns == before
 
 
 def test_a_control_network_is_added_to_a_checkpoint_without_one(make, tiny_sd_folder):

@@ -160,3 +160,26 @@ def test_an_unknown_argument_is_a_type_error(twins):
     ours, _ = twins(NAME)
     with pytest.raises(TypeError, match="stregth"):
         ours("a cat", image=pil(), stregth=0.3)
+
+
+def test_strength_says_how_much_of_the_layout_stays():
+    """The prompt means "in the center"; the pictures have their circle in a corner."""
+    import langevin
+    from langevin.zoo.reader import read
+    from langevin.zoo.world import Scene, Thing, render
+
+    places = [(18, 18), (46, 18), (18, 46), (46, 46)]
+    scenes = [Scene((Thing("circle", "red", "medium", x, y, 10),), "white") for x, y in places]
+    pixels = torch.from_numpy(render(scenes)).permute(0, 3, 1, 2) / 255
+    pipe = StableDiffusionImg2ImgPipeline.from_pretrained("langevin/shapes")
+    assert isinstance(pipe, langevin.StableDiffusionImg2ImgPipeline)
+    pipe.set_progress_bar_config(disable=True)
+
+    def apart(strength):
+        made = pipe(["a red circle on white"] * 4, image=pixels, strength=strength, num_inference_steps=20, seed=0)
+        things = [read(image).things for image in made.images]
+        assert all(len(found) == 1 for found in things)
+        return [max(abs(t.x - x), abs(t.y - y)) for (t,), (x, y) in zip(things, places, strict=True)]
+
+    assert max(apart(0.3)) < 4
+    assert min(apart(1.0)) > 8

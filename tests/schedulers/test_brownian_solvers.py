@@ -81,7 +81,7 @@ def test_sde_trajectories_and_lists_equal_the_reference(config):
     needs_scipy(config)
     ours, theirs = both("DPMSolverSDEScheduler", **{**SEEDED, **config})
     for steps in STEPS:
-        for start in starts(steps, 2):
+        for start in starts(steps, 2)[:: 2 if config else 1]:
             want = familiar(theirs, steps, start, seed=steps)
             for through in (familiar, planned):
                 assert distance(through(ours, steps, start, seed=steps), want) < 1e-5, (steps, start)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from scheduler_checks import NAMES, SPACINGS, planned
+from scheduler_checks import NAMES, SPACINGS
 
 import langevin
 from langevin import (
@@ -259,23 +258,6 @@ def test_nothing_is_nan(name):
                     x = out.prev_sample
                     for tensor in (x, out.pred_original_sample):
                         assert tensor.isfinite().all(), (config, spacing, steps, i)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_eight_threads_on_one_scheduler_give_what_one_gives(name):
-    scheduler = getattr(langevin, name)()
-    before = dict(vars(scheduler))
-
-    def job(k):
-        option = {"eta": 0.5} if name == "DDIMScheduler" and k % 2 else {}
-        return planned(scheduler, 12 + k % 3, start=scheduler.order * (k % 2), seed=k, **option).path
-
-    serial = [job(k) for k in range(24)]
-    with ThreadPoolExecutor(8) as pool:
-        threaded = list(pool.map(job, range(24)))
-    for one, other in zip(serial, threaded, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert vars(scheduler) == before
 
 
 @pytest.mark.parametrize(

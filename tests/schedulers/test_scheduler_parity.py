@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from scheduler_checks import (
-    FLOW_FORMS,
     STEPS,
     both,
     distance,
     familiar,
+    in_double,
     planned,
     reference,
     same_as_reference,
@@ -86,62 +86,6 @@ EULER = [
     {"timestep_type": "continuous", "prediction_type": "v_prediction", "interpolation_type": "log_linear"},
 ]
 
-THIRD = {"solver_order": 3, **LATENT}
-SDE = {"algorithm_type": "sde-dpmsolver++", **LATENT}
-EPSILON = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", **LATENT}
-DPM = [
-    {"thresholding": True, "sample_max_value": 1.5, "dynamic_thresholding_ratio": 0.9},
-    {"prediction_type": "sample", "final_sigmas_type": "sigma_min"},
-    ZERO_SNR,
-    {**LATENT, "use_lu_lambdas": True},
-    {**LATENT, "lower_order_final": False, "final_sigmas_type": "sigma_min"},
-    {**LATENT, "lower_order_final": False, "solver_order": 3},
-    {**LATENT, "euler_at_final": True, "final_sigmas_type": "sigma_min"},
-    {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1},
-    {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1, "timestep_spacing": "trailing"},
-    {"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True},
-    {**LATENT, "solver_type": "heun"},
-    {**LATENT, "solver_order": 1},
-    THIRD,
-    {**THIRD, "use_karras_sigmas": True, "prediction_type": "v_prediction"},
-    SDE,
-    {**SDE, "solver_type": "heun", "use_karras_sigmas": True},
-    {**SDE, "solver_order": 1},
-    {**SDE, "solver_order": 3},
-    EPSILON,
-    {**EPSILON, "solver_type": "heun"},
-    {**EPSILON, "solver_order": 3},
-    {**EPSILON, "algorithm_type": "sde-dpmsolver"},
-    {**EPSILON, "algorithm_type": "sde-dpmsolver", "solver_type": "heun"},
-    {**EPSILON, "prediction_type": "v_prediction", "thresholding": True},
-    {**EPSILON, "prediction_type": "sample"},
-    {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0},
-    {"algorithm_type": "deis", "solver_type": "bh2", "final_sigmas_type": "sigma_min"},
-    *({"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": kind} for kind in FLOW_FORMS),
-]
-
-UNIPC = [
-    {"thresholding": True, "sample_max_value": 1.5, "dynamic_thresholding_ratio": 0.9},
-    {"prediction_type": "sample"},
-    ZERO_SNR,
-    {**LATENT, "final_sigmas_type": "sigma_min"},
-    {**LATENT, "final_sigmas_type": "sigma_min", "use_karras_sigmas": True, "sigma_min": 0.05, "sigma_max": 12.0},
-    {**LATENT, "solver_order": 1},
-    {**LATENT, "solver_order": 3},
-    {**LATENT, "solver_order": 3, "use_karras_sigmas": True},
-    {**LATENT, "solver_type": "bh1", "final_sigmas_type": "sigma_min", "lower_order_final": False},
-    {**LATENT, "solver_type": "midpoint", "disable_corrector": [0, 2]},
-    {**LATENT, "predict_x0": False, "final_sigmas_type": "sigma_min"},
-    {**LATENT, "predict_x0": False, "final_sigmas_type": "sigma_min", "prediction_type": "v_prediction"},
-    {**LATENT, "predict_x0": False, "final_sigmas_type": "sigma_min", "prediction_type": "sample", "solver_order": 3},
-    {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0},
-    {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "shift_terminal": 0.1},
-    {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "use_karras_sigmas": True},
-    *({"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": kind} for kind in FLOW_FORMS),
-    {"use_flow_sigmas": True, "use_karras_sigmas": True, "prediction_type": "v_prediction"},
-    {"use_flow_sigmas": True, "predict_x0": False, "final_sigmas_type": "sigma_min", "prediction_type": "v_prediction"},
-]
-
 CASES = [
     *(("DDIMScheduler", config, {}) for config in SHARED + PIXEL + [{"set_alpha_to_one": False}]),
     *(
@@ -169,8 +113,6 @@ CASES = [
     ("HeunDiscreteScheduler", {"beta_schedule": "exp"}, {}),
     *(("LMSDiscreteScheduler", config, {}) for config in SHARED[::2] + SIGMA[:1] + SPACED[:3]),
     *(("LMSDiscreteScheduler", config, {"order": order}) for config in (LATENT, {}) for order in (1, 2, 3)),
-    *(("DPMSolverMultistepScheduler", config, {}) for config in SHARED + SIGMA + SPACED + DPM),
-    *(("UniPCMultistepScheduler", config, {}) for config in SHARED + SIGMA + SPACED + UNIPC),
     *(
         ("EulerDiscreteScheduler", config, options)
         for config in (LATENT, {"prediction_type": "v_prediction"}, {"prediction_type": "sample"})
@@ -187,10 +129,18 @@ def label(case) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_whole_trajectories_equal_the_reference(case):
+    trajectories_agree(case)
+
+
+def trajectories_agree(case) -> None:
     name, config, options = case
     if config.get("use_beta_sigmas"):
         pytest.importorskip("scipy", reason="the reference needs scipy for beta sigmas")
     ours, theirs = both(name, **config)
+    # On straight lines an ε is divided by 1 - σ, which is nearly 0 where a run begins.
+    straight = config.get("use_flow_sigmas") and config.get("prediction_type") != "flow_prediction"
+    if straight and config.get("predict_x0") is False:  # and in the reference in fp32
+        theirs = in_double(theirs)
     for steps in STEPS:
         if name == "PNDMScheduler" and not config.get("skip_prk_steps") and steps < 4:
             continue
@@ -200,8 +150,6 @@ def test_whole_trajectories_equal_the_reference(case):
             # The reference's Heun divides by σ what it multiplied by σ: its own rounding is 1e-5 in fp32. And the
             # cosine schedule's σ_max, with which Heun multiplies its second slope, is 20291.
             heun = name == "HeunDiscreteScheduler"
-            # On straight lines an ε is divided by 1 - σ, which is nearly 0 where a run begins.
-            straight = config.get("use_flow_sigmas") and config["prediction_type"] != "flow_prediction"
             exact = heun or straight or config.get("predict_x0") is False
             dtype = torch.float64 if exact else torch.float32
             steep = heun and config.get("beta_schedule") in ("squaredcos_cap_v2", "exp")
@@ -222,6 +170,10 @@ def test_whole_trajectories_equal_the_reference(case):
 
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_lists_equal_the_reference(case):
+    lists_agree(case)
+
+
+def lists_agree(case) -> None:
     name, config, _ = case
     if config.get("use_beta_sigmas"):
         pytest.importorskip("scipy", reason="the reference needs scipy for beta sigmas")

@@ -13,7 +13,7 @@ import langevin
 from langevin import zoo
 from langevin.zoo import evaluate, reader, world
 
-SHAPES, UNCONDITIONAL = zoo.names()
+SHAPES, UNCONDITIONAL = "langevin/shapes", "langevin/shapes-unconditional"
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +42,17 @@ def test_unknown_names_get_one_clear_line():
 
 def test_the_box_is_small_and_complete():
     files = [file for name in zoo.names() for file in zoo.path(name).rglob("*") if file.is_file()]
-    assert sum(file.stat().st_size for file in files) < 15e6
+    assert sum(file.stat().st_size for file in files) < 27e6
+    assert {folder.name for folder in zoo.path(SHAPES).parent.iterdir()} == {name.split("/")[1] for name in zoo.names()}
     for name in zoo.names():
         assert (zoo.path(name) / "README.md").is_file()
+        if not (zoo.path(name) / "model_index.json").is_file():  # a network alone
+            assert (zoo.path(name) / "config.json").is_file()
+            continue
         index = json.loads((zoo.path(name) / "model_index.json").read_text())
         parts = {part for part, where in index.items() if isinstance(where, list) and where[0]}
-        assert all((zoo.path(name) / part).is_dir() for part in parts)
+        homes = [zoo.path(name), zoo.path(index.get("_parts_from", name))]
+        assert all(any((home / part).is_dir() for home in homes) for part in parts)
 
 
 def test_weights_are_half_precision_and_finite():

@@ -89,6 +89,7 @@ def new_version(path: str | os.PathLike) -> Iterator[Path]:
         raise CheckpointError(f"Cannot save into {target}: {error.strerror} for {staging.parent}.") from None
     try:
         yield staging
+        _make_readable(staging)
         fresh = set(_files(staging))
         if whole and target.exists():
             _carry_over(target, staging, fresh)
@@ -98,6 +99,17 @@ def new_version(path: str | os.PathLike) -> Iterator[Path]:
             _replace_each(staging, target, fresh)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _make_readable(folder: Path) -> None:
+    """Give all files the mode that a new file has here; safetensors makes them readable for their owner alone."""
+    probe = folder / ".probe"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
 
 
 def _is_staged(path: Path) -> bool:

@@ -96,25 +96,37 @@ class MultiControlNetModel(ModelMixin):
         return values
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | os.PathLike, is_main_process: bool = True, **options: Any
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: str | int | None = None,
     ) -> None:
         """Save the first net into ``save_directory``, the others beside it: ``save_directory_1``, ``…_2`` and so on.
 
-        ``options`` are those of :meth:`~langevin.models.base.ModelMixin.save_pretrained`.
+        The arguments are those of :meth:`~langevin.models.base.ModelMixin.save_pretrained`.
 
         Raises:
             CheckpointError: an earlier save left more nets there than this one has: they would be read back too.
         """
         if not is_main_process:
             return
+        self.refuse_leftovers(save_directory)
+        options: dict[str, Any] = {"safe_serialization": safe_serialization, "variant": variant}
+        if max_shard_size is not None:
+            options["max_shard_size"] = max_shard_size
+        for i, net in enumerate(self.nets):
+            net.save_pretrained(_beside(save_directory, i), **options)  # type: ignore[operator]
+
+    def refuse_leftovers(self, save_directory: str | os.PathLike) -> None:
+        """Raises CheckpointError if there are more nets beside ``save_directory`` than this one has."""
         left_over = _beside(save_directory, len(self.nets))
         if left_over.is_dir():
             raise CheckpointError(
                 f"{left_over} is there already and would be read as one more ControlNet; "
                 f"remove it, or save the {len(self.nets)} nets elsewhere."
             )
-        for i, net in enumerate(self.nets):
-            net.save_pretrained(_beside(save_directory, i), **options)  # type: ignore[operator]
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -269,17 +269,20 @@ class DiffusionPipeline(ConfigMixin):
         for part, entry in index.items():
             if part.startswith("_") or part in replaced or not isinstance(entry, list) or entry[-1:] in ([], [None]):
                 continue
-            place = f"{prefix}{part}/"
-            here = [name.removeprefix(place) for name in names if name.startswith(place)]
-            here = [name for name in here if "/" not in name]
-            chosen = [n for n in here if n.endswith(_CONFIG_FILES) and saving.weights_kind(n) is None]
-            for wish in dict.fromkeys([variant, None]):
-                found = weights.needed(here, wish, use_safetensors)
-                found = found or transformers_parts.files(here, wish, use_safetensors)
-                if found:
-                    chosen += found
-                    break
-            wanted += [place + name for name in chosen]
+            # several networks in one part lie side by side: controlnet, controlnet_1, …
+            beside = {name.removeprefix(prefix).split("/")[0] for name in names if name.startswith(prefix)}
+            for folder in sorted(f for f in beside if re.fullmatch(rf"{re.escape(part)}(_\d+)?", f)):
+                place = f"{prefix}{folder}/"
+                here = [name.removeprefix(place) for name in names if name.startswith(place)]
+                here = [name for name in here if "/" not in name]
+                chosen = [n for n in here if n.endswith(_CONFIG_FILES) and saving.weights_kind(n) is None]
+                for wish in dict.fromkeys([variant, None]):
+                    found = weights.needed(here, wish, use_safetensors)
+                    found = found or transformers_parts.files(here, wish, use_safetensors)
+                    if found:
+                        chosen += found
+                        break
+                wanted += [place + name for name in chosen]
         return wanted
 
     @classmethod
@@ -343,6 +346,9 @@ class DiffusionPipeline(ConfigMixin):
             if not hasattr(part, "save_pretrained"):
                 raise CheckpointError(f"The part {name!r} is a {type(part).__name__}, which has no save_pretrained.")
         options = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
+        for name, part in parts.items():
+            if hasattr(part, "refuse_leftovers"):  # what a folder holds beside would be read back as parts of this one
+                part.refuse_leftovers(Path(save_directory, name))
         with saving.new_version(save_directory) as folder:
             for name, part in parts.items():
                 takes = inspect.signature(part.save_pretrained).parameters
@@ -694,7 +700,7 @@ def _load_part(cls: type, root: Path, name: str, low_cpu_mem_usage: bool, option
 
 # -- offloading ------------------------------------------------------------------------------------------------------
 
-_ENTRANCES = ("encode", "decode")
+_ENTRANCES = ("encode", "decode", "embed_condition")
 """Methods besides ``forward`` by which networks are entered."""
 
 

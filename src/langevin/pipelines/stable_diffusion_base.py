@@ -29,7 +29,6 @@ from langevin.pipelines.results import call_settings, check_output_type, deliver
 from langevin.prompts.clip import encode_prompts
 from langevin.prompts.textual_inversion import TextualInversionLoaderMixin
 from langevin.randomness import noise_for
-from langevin.signatures import also_takes  # noqa: F401  (rows import it from here while they are written)
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """The trained models in the box, and how each was made.
 
 ``langevin/shapes`` and ``langevin/shapes-unconditional`` paint a made-up world of coloured shapes
-(``world.py``); ``reader.py`` says what a picture of that world shows. ``python -m langevin.zoo.train`` makes
-the models again.
+(``world.py``); its sisters repaint a part, follow instructions (``edits.py``) and fill outlines (``outlines.py``).
+``reader.py`` says what a picture of that world shows. ``python -m langevin.zoo.train`` makes the models again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from pathlib import Path
 MODELS = {
     "langevin/shapes": "text to image, 64x64: coloured shapes from captions (Stable Diffusion's layout)",
     "langevin/shapes-unconditional": "unconditional, pixels: coloured shapes (DDPM)",
+    "langevin/shapes-inpainting": "inpainting, 64x64: paints a masked part anew from a caption",
+    "langevin/shapes-instruct": "editing, 64x64: changes a picture as an instruction says (InstructPix2Pix)",
+    "langevin/shapes-outline": "ControlNet for langevin/shapes: fills outlines",
 }
 """Name of each model in the box, and what it does in one line."""
 

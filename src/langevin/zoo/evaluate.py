@@ -9,8 +9,7 @@ pictures show ("seen"; only the caption is new) or with at least one pair that t
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,17 +34,30 @@ def prompts(things: int, held_out: bool, count: int, seed: int = SEED) -> list[s
     return texts
 
 
-def paint(pipe: Any, texts: list[str], steps: int, guidance: float, batch: int = 25) -> Iterator[np.ndarray]:
+def paint(pipe: Any, texts: Sequence[str], steps: int, guidance: float, batch: int = 25) -> Iterator[np.ndarray]:
     """Pictures (64, 64, 3) uint8 of ``texts``; the k-th starts from the noise of seed k."""
+    return call(pipe, texts, batch, num_inference_steps=steps, guidance_scale=guidance)
+
+
+def call(pipe: Any, texts: Sequence[str], batch: int = 25, **arguments: Any) -> Iterator[np.ndarray]:
+    """As :func:`paint`, with any ``arguments`` of the call: lists, with one entry per text, or one value for all."""
     import torch
 
     for start in range(0, len(texts), batch):
-        part = texts[start : start + batch]
-        generators = [torch.Generator().manual_seed(start + k) for k in range(len(part))]
-        made = pipe(
-            part, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
-        ).images
+        part = slice(start, start + batch)
+        now = {key: value[part] if isinstance(value, list) else value for key, value in arguments.items()}
+        generators = [torch.Generator().manual_seed(start + k) for k in range(len(texts[part]))]
+        made = pipe(list(texts[part]), generator=generators, output_type="np", **now).images
         yield from (np.asarray(made) * 255).round().astype(np.uint8)
+
+
+def load(model: str) -> Any:
+    """The pipeline of a model in the box, or in a folder, with no progress bar."""
+    from langevin import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def adherence(pipe: Any, texts: list[str], steps: int, guidance: float) -> list[bool]:
@@ -61,12 +73,7 @@ def main(
     guidance: float = 2.0,
 ) -> None:
     """Print the share of prompts painted exactly right, for each kind of prompt."""
-    from langevin import DiffusionPipeline
-
-    from . import names, path
-
-    pipe = DiffusionPipeline.from_pretrained(path(model) if model in names() else Path(model))
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load(model)
     print(f"{model}, {steps} steps, guidance {guidance:g}, {count} prompts of each kind")
     for things in (1, 2):
         for held_out in (False, True):

@@ -25,15 +25,25 @@ def learning_rate(progress: float, warm_up: float = 0.02) -> float:
     return 0.5 * (1 + math.cos(math.pi * min((progress - warm_up) / (1 - warm_up), 1.0)))
 
 
-def noise_levels(count: int, generator: torch.Generator) -> Tensor:
+def noise_levels(count: int, generator: torch.Generator, shift: float = -0.4) -> Tensor:
     """Draw ``count`` (even) places in [0, 1] on the noise schedule, in random order.
 
-    Half are spread evenly, half lie around 0.4, where a blot becomes a star or a cross. One comes from each of
-    ``count / 2`` equal stretches of probability: a calmer loss than independent draws.
+    Half are spread evenly, half lie around sigmoid(``shift``): 0.4 is where a blot becomes a star or a cross. One
+    comes from each of ``count / 2`` equal stretches of probability: a calmer loss than independent draws.
     """
     even, around = (torch.arange(count // 2) + torch.rand(2, count // 2, generator=generator)) / (count // 2)
-    around = torch.sigmoid(0.8 * torch.special.ndtri(around) - 0.4)
+    around = torch.sigmoid(0.8 * torch.special.ndtri(around) + shift)
     return torch.cat([even, around])[torch.randperm(count, generator=generator)]
+
+
+def draw(step: int, batch: int, pool: int, passes: int) -> tuple[int, Tensor]:
+    """The number of the pool of examples that a step uses, and which ``batch`` of its ``pool`` rows.
+
+    Each pool is used ``passes`` times over, in another order each time, before the next.
+    """
+    number, place = divmod(step * batch, pool * passes)
+    order = torch.randperm(pool, generator=torch.Generator().manual_seed(number * passes + place // pool))
+    return number, order[place % pool :][:batch]
 
 
 class Average:

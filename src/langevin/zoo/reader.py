@@ -13,7 +13,7 @@ from itertools import permutations, product
 import numpy as np
 from PIL import Image
 
-from .world import _DISTANCE, BACKGROUNDS, COLOURS, SHAPES, SIDE, Constraints, Wanted, relation
+from .world import _DISTANCE, BACKGROUNDS, COLOURS, SHAPES, SIDE, Constraints, Thing, Wanted, relation
 
 FOREGROUND = 46.0
 """A pixel belongs to a shape when it is this far from the background (Euclidean, RGB in 0..255)."""
@@ -27,6 +27,9 @@ OVERLAP = 0.76
 SIZE_BOUNDS = (8.75, 12.25)
 """Half widths, in pixels, between small and medium and between medium and large."""
 CELL_BOUNDS = {-1: (0.0, 27.0), 0: (25.0, 39.0), 1: (37.0, 64.0)}
+
+STAYS = 3.0
+"""How far, in pixels, a thing may be from its place along either axis and still count as being there."""
 
 _NEIGHBOURS = np.array(list(product((-1, 0, 1), repeat=3)), np.float32)
 
@@ -54,17 +57,30 @@ class Reading:
 
 def read(image: Image.Image | np.ndarray) -> Reading:
     """Read a picture: PIL, or (height, width, 3) uint8. Other sizes than 64x64 are scaled to that first."""
+    pixels, ground = _pixels(image)
+    blobs = _blobs(_apart(pixels, ground))
+    things = tuple(_identify(pixels, ground, blob) for blob in blobs)
+    return Reading(things, _nearest(ground, BACKGROUNDS, BACKGROUND_REACH))
+
+
+def foreground(image: Image.Image | np.ndarray) -> np.ndarray:
+    """Which pixels of a picture (as for :func:`read`) are no background: (64, 64) bool."""
+    return _apart(*_pixels(image))
+
+
+def _pixels(image: Image.Image | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The picture, (64, 64, 3) float32 in 0..255, and its background's colour."""
     picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     picture = picture.convert("RGB")
     if picture.size != (SIDE, SIDE):
         picture = picture.resize((SIDE, SIDE), Image.Resampling.BOX)
     pixels = np.asarray(picture, dtype=np.float32)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    ground = np.median(border, axis=0)
-    distance = np.linalg.norm(pixels - ground, axis=-1)
-    blobs = _blobs(distance > FOREGROUND)
-    things = tuple(_identify(pixels, ground, blob) for blob in blobs)
-    return Reading(things, _nearest(ground, BACKGROUNDS, BACKGROUND_REACH))
+    return pixels, np.median(border, axis=0)
+
+
+def _apart(pixels: np.ndarray, ground: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(pixels - ground, axis=-1) > FOREGROUND
 
 
 def matches(reading: Reading, wanted: Constraints) -> bool:
@@ -74,6 +90,12 @@ def matches(reading: Reading, wanted: Constraints) -> bool:
     if wanted.background not in (None, reading.background):
         return False
     return any(_fits(order, wanted) for order in permutations(reading.things))
+
+
+def stands(found: Found, thing: Thing) -> bool:
+    """Whether what was found is a thing of a scene: same shape, colour and size, at the same place (``STAYS``)."""
+    near = max(abs(found.x - thing.x), abs(found.y - thing.y)) <= STAYS
+    return near and (found.shape, found.colour, found.size) == (thing.shape, thing.colour, thing.size)
 
 
 def _fits(found: tuple[Found, ...], wanted: Constraints) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .loop import fit, noise_levels
+from .loop import draw, fit, noise_levels
 from .tokenizer import WINDOW, make_tokenizer
 from .train_autoencoder import pictures
 from .world import (
@@ -29,7 +29,7 @@ from .world import (
     training_caption,
 )
 
-UNET = {
+UNET: dict[str, Any] = {
     "sample_size": 16,
     "in_channels": 4,
     "out_channels": 4,
@@ -113,10 +113,8 @@ def train(
     def loss(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed << 32 | step)
         rng = random.Random(f"{seed}/{step}")
-        number, place = divmod(step * batch, POOL * PASSES)
+        number, chosen = draw(step, batch, POOL, PASSES)
         scenes, latents = pool(number)
-        order = torch.randperm(POOL, generator=torch.Generator().manual_seed(number * PASSES + place // POOL))
-        chosen = order[place % POOL :][:batch]
         captions = ["" if rng.random() < UNSAID else training_caption(scenes[i], rng) for i in chosen.tolist()]
         clean = latents[chosen]
         noise = torch.randn(clean.shape, generator=generator)
