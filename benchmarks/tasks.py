@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -155,12 +154,8 @@ def main() -> None:
             Console(stderr=True).print(f"{row} …")
             ours, theirs = (pipeline(library, row, folder) for library in ("langevin", "diffusers"))
             time = ratio(lambda p=ours, r=row: call(p, r), lambda p=theirs, r=row: call(p, r), arguments.rounds)
-            peaks = [(peak_memory("langevin", row, folder), peak_memory("diffusers", row, folder)) for _ in range(3)]
-            memory = {
-                "langevin": statistics.median(a for a, _ in peaks),
-                "diffusers": statistics.median(b for _, b in peaks),
-                "ratio": statistics.median(a / b for a, b in peaks),
-            }
+            memory = {library: peak_memory(library, row, folder) for library in ("langevin", "diffusers")}
+            memory["ratio"] = memory["langevin"] / memory["diffusers"]
             figures[row] = {"time": time, "memory": memory}
             cells = [f"{time[k]:.2f}" for k in ("langevin", "diffusers", "ratio")]
             cells += [f"{memory['langevin']:.0f}", f"{memory['diffusers']:.0f}", f"{memory['ratio']:.2f}"]
