@@ -14,7 +14,7 @@ from langevin import Control, DiffusionPipeline, StableDiffusionControlNetPipeli
 from langevin.checkpoints.errors import CheckpointError
 from tests.conftest import in_threads
 from tests.pipelines.control_checks import controlnets, several
-from tests.pipelines.family_checks import SCHEDULERS, assert_same, generator, images, picture, pil
+from tests.pipelines.family_checks import SCHEDULERS, assert_same, generator, images, picture, pil, steps
 
 NAME = "StableDiffusionControlNetPipeline"
 STEPS = dict(num_inference_steps=5)
@@ -35,7 +35,7 @@ def make(twins, tmp_path_factory):
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("unet", ["sd1", "sd2"])
 def test_pictures_are_the_reference_ones(make, unet, scheduler):
-    assert_same(make(unet=unet, scheduler=scheduler), "a cat", image=picture(count=1), **STEPS)
+    assert_same(make(unet=unet, scheduler=scheduler), "a cat", image=picture(count=1), **steps(scheduler, 5))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from langevin import ImageStart, StableDiffusionImg2ImgPipeline
-from tests.pipelines.family_checks import SCHEDULERS, assert_same, generator, images, picture, pil
+from tests.pipelines.family_checks import SCHEDULERS, assert_same, generator, images, picture, pil, steps
 
 NAME = "StableDiffusionImg2ImgPipeline"
 STEPS = dict(num_inference_steps=7)
@@ -16,7 +16,9 @@ STEPS = dict(num_inference_steps=7)
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("unet", ["sd1", "sd2"])
 def test_pictures_are_the_reference_ones(twins, unet, scheduler):
-    assert_same(twins(NAME, unet=unet, scheduler=scheduler), "a cat", image=picture(), strength=0.6, **STEPS)
+    assert_same(
+        twins(NAME, unet=unet, scheduler=scheduler), "a cat", image=picture(), strength=0.6, **steps(scheduler, 7)
+    )
 
 
 @pytest.mark.parametrize(

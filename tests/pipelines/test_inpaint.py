@@ -13,7 +13,7 @@ from PIL import Image
 import langevin
 from langevin import DiffusionPipeline, ImageStart, Inpaint, Picture, StableDiffusionInpaintPipeline
 from langevin.zoo.reader import read
-from tests.pipelines.family_checks import SCHEDULERS, assert_same, generator, images, picture, pil
+from tests.pipelines.family_checks import SCHEDULERS, assert_same, generator, images, picture, pil, steps
 
 NAME = "StableDiffusionInpaintPipeline"
 STEPS = dict(num_inference_steps=7)
@@ -34,10 +34,8 @@ def mask_tensor(*args, **kwargs):
 @pytest.mark.parametrize("unet", ["sd1", "inpaint"])
 def test_pictures_are_the_reference_ones(twins, unet, scheduler):
     both = twins(NAME, unet=unet, scheduler=scheduler)
-    # clipped latents of a random network: 1e-7 on the first noise is 3e-4 after 7 of the reference's steps
-    steps = 4 if scheduler == "ddim old config" else 7
     for strength in (1.0, 0.6):
-        assert_same(both, "a cat", image=pil(), mask_image=mask(), strength=strength, num_inference_steps=steps)
+        assert_same(both, "a cat", image=pil(), mask_image=mask(), strength=strength, **steps(scheduler, 7))
 
 
 @pytest.mark.parametrize("scheduler", ["ddim v trailing", "euler karras v", "unipc"])

@@ -7,7 +7,6 @@ A sister (inpainting, instructions, outlines) uses the text encoder, the tokeniz
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 
 from .loop import noise_levels
-from .train_text_to_image import ATTENTION, UNET, encode, tokenize
+from .train_text_to_image import ATTENTION, UNET, encode, tokenize, write_index
 
 
 @dataclass(frozen=True)
@@ -125,19 +124,4 @@ def save(out: Path, pipeline: str, unet: Any, scheduler: Any, defaults: dict[str
     """
     copy.deepcopy(unet).half().save_pretrained(out / "unet")
     scheduler.save_pretrained(out / "scheduler")
-    index: dict[str, Any] = {"_call_defaults": defaults} if defaults else {}
-    index |= {
-        "_class_name": pipeline,
-        "_diffusers_version": "0.42.1",
-        "_parts_from": "langevin/shapes",
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_index(out, pipeline, defaults, _parts_from="langevin/shapes")

@@ -13,9 +13,13 @@ A run that was killed goes on from its last thousand steps when the same command
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import typer
+
+from langevin.signatures import also_takes
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
 OUT = typer.Option(..., help="Folder for the trained model and for resuming.")
@@ -26,97 +30,63 @@ START = typer.Option(None, help="A trained pipeline's folder to go on from, inst
 MINUTES = typer.Option(None, help="Finish within this time, with fewer steps if need be.")
 
 
+def run(out: Path = OUT, steps: int | None = None, seed: int = 0, minutes: float | None = MINUTES) -> None:
+    """What every command takes."""
+
+
+def train(recipe: str, *folders: Path, steps: int | None, **options: Any) -> None:
+    """Follow ``train_<recipe>.py``, for its own number of steps where none is given."""
+    module = import_module(f"langevin.zoo.train_{recipe}")
+    module.train(*folders, steps=steps or module.STEPS, **options)
+
+
 @app.command()
-def autoencoder(out: Path = OUT, steps: int | None = None, seed: int = 0, minutes: float | None = MINUTES) -> None:
+@also_takes(run, evaluate=True)
+def autoencoder(out: Path = OUT, **options: Any) -> None:
     """The autoencoder of langevin/shapes."""
-    from . import train_autoencoder as recipe
-
-    recipe.train(out, steps=steps or recipe.STEPS, seed=seed, minutes=minutes)
+    train("autoencoder", out, **options)
 
 
 @app.command()
-def text_to_image(
-    autoencoder: Path = AUTOENCODER,
-    out: Path = OUT,
-    steps: int | None = None,
-    seed: int = 0,
-    minutes: float | None = MINUTES,
-    start: Path | None = START,
-) -> None:
+@also_takes(run, evaluate=True)
+def text_to_image(autoencoder: Path = AUTOENCODER, out: Path = OUT, start: Path | None = START, **options: Any) -> None:
     """The text encoder and the UNet of langevin/shapes, saved with the autoencoder as one pipeline."""
-    from . import train_text_to_image as recipe
-
-    recipe.train(out, autoencoder, steps=steps or recipe.STEPS, seed=seed, minutes=minutes, start=start)
+    train("text_to_image", out, autoencoder, start=start, **options)
 
 
 @app.command()
-def decoder(
-    model: Path = MODEL,
-    out: Path = OUT,
-    steps: int | None = None,
-    seed: int = 0,
-    minutes: float | None = MINUTES,
-) -> None:
+@also_takes(run, evaluate=True)
+def decoder(model: Path = MODEL, out: Path = OUT, **options: Any) -> None:
     """The last touch to langevin/shapes: its decoder learns what its UNet's latents look like."""
-    from . import train_decoder as recipe
-
-    recipe.train(model, out, steps=steps or recipe.STEPS, seed=seed, minutes=minutes)
+    train("decoder", model, out, **options)
 
 
 @app.command()
-def unconditional(
-    out: Path = OUT,
-    steps: int | None = None,
-    seed: int = 0,
-    minutes: float | None = MINUTES,
-    start: Path | None = START,
-) -> None:
+@also_takes(run, evaluate=True)
+def unconditional(out: Path = OUT, start: Path | None = START, **options: Any) -> None:
     """The pixel model langevin/shapes-unconditional."""
-    from . import train_unconditional as recipe
-
-    recipe.train(out, steps=steps or recipe.STEPS, seed=seed, minutes=minutes, start=start)
+    train("unconditional", out, start=start, **options)
 
 
 @app.command()
-def inpainting(
-    model: Path = SISTER,
-    out: Path = OUT,
-    steps: int | None = None,
-    seed: int = 0,
-    minutes: float | None = MINUTES,
-) -> None:
+@also_takes(run, evaluate=True)
+def inpainting(model: Path = SISTER, out: Path = OUT, **options: Any) -> None:
     """The UNet of langevin/shapes-inpainting."""
-    from . import train_inpainting as recipe
-
-    recipe.train(model, out, steps=steps or recipe.STEPS, seed=seed, minutes=minutes)
+    train("inpainting", model, out, **options)
 
 
 @app.command()
-def instruct(
-    model: Path = SISTER,
-    out: Path = OUT,
-    steps: int | None = None,
-    seed: int = 0,
-    minutes: float | None = MINUTES,
-) -> None:
+@also_takes(run, evaluate=True)
+def instruct(model: Path = SISTER, out: Path = OUT, **options: Any) -> None:
     """The UNet of langevin/shapes-instruct."""
-    from . import train_instruct as recipe
-
-    recipe.train(model, out, steps=steps or recipe.STEPS, seed=seed, minutes=minutes)
+    train("instruct", model, out, **options)
 
 
 @app.command()
-def outline(
-    model: Path = SISTER,
-    out: Path = OUT,
-    steps: int | None = None,
-    seed: int = 0,
-    minutes: float | None = MINUTES,
-) -> None:
+@also_takes(run, evaluate=True)
+def outline(model: Path = SISTER, out: Path = OUT, **options: Any) -> None:
     """The ControlNet langevin/shapes-outline."""
-    from . import train_outline as recipe
-
-    recipe.train(model, out, steps=steps or recipe.STEPS, seed=seed, minutes=minutes)
+    train("outline", model, out, **options)
 
 
 if __name__ == "__main__":

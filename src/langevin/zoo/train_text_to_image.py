@@ -208,10 +208,16 @@ def save(out: Path, vae: Any, unet: Any, text: Any, scheduler: Any) -> None:
     config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
     scheduler.save_pretrained(out / "scheduler")
     make_tokenizer(out / "tokenizer")
-    index = {
-        "_call_defaults": {"guidance_scale": GUIDANCE},
-        "_class_name": "StableDiffusionPipeline",
+    write_index(out, "StableDiffusionPipeline", {"guidance_scale": GUIDANCE})
+
+
+def write_index(out: Path, pipeline: str, defaults: dict[str, float], **more: str) -> None:
+    """Write ``model_index.json`` of a pipeline with the parts of ``langevin/shapes`` into ``out``."""
+    index: dict[str, Any] = {"_call_defaults": defaults} if defaults else {}
+    index |= {
+        "_class_name": pipeline,
         "_diffusers_version": "0.42.1",
+        **more,
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
         "requires_safety_checker": False,
