@@ -15,7 +15,8 @@ def also_takes(
 ) -> Callable[[Function], Function]:
     """The decorated function's ``**common`` are the arguments of ``model`` that it does not name itself.
 
-    ``help`` and ``inspect.signature`` show them all, and unknown ones raise a TypeError, as if they were written out.
+    ``help`` and ``inspect.signature`` show them all, unknown ones raise a TypeError, and those that are not given
+    arrive with their defaults, as if they were written out.
 
     Args:
         leave_out: names of arguments of ``model`` that are not taken.
@@ -31,8 +32,9 @@ def also_takes(
 
         @functools.wraps(function)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            signature.bind(*args, **kwargs)
-            return function(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return function(*bound.args, **bound.kwargs)
 
         checked.__signature__ = signature  # type: ignore[attr-defined]
         checked.__annotations__ = {p.name: p.annotation for p in others} | function.__annotations__

@@ -41,7 +41,7 @@ class StableDiffusionImg2ImgPipeline(StableDiffusionBase):
 
         The other arguments are those of :class:`~langevin.StableDiffusionPipeline`.
         """
-        pixels = self._pixels(image, common.get("height"), common.get("width"))
+        pixels = self._pixels(image, common["height"], common["width"])
         size = self._size_of(pixels)
         arguments = {**common, **size, "prompt": prompt, "image": image, "strength": strength}
         arguments["num_inference_steps"] = num_inference_steps

@@ -91,7 +91,7 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
             )
         crop: dict[str, Any] = {}
         if padding_mask_crop is not None:
-            self._check_crop(image, mask_image, padding_mask_crop, common.get("output_type", "pil"))
+            self._check_crop(image, mask_image, padding_mask_crop, common["output_type"])
             box = self.mask_processor.get_crop_region(mask_image, width, height, pad=padding_mask_crop)
             crop = {"crops_coords": box, "resize_mode": "fill"}
         guider = Inpaint(
@@ -101,8 +101,8 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
             masked_image_latents,
             keep_outside,
             # the reference lets a list of generators draw less than they need to make each picture again alone
-            shared_draws=common.get("generator") is not None,
-            show_masked=common.get("callback_on_step_end") is not None,
+            shared_draws=common["generator"] is not None,
+            show_masked=common["callback_on_step_end"] is not None,
         )
         output = self._generate(arguments, [guider])
         images, flagged = output.images, output.nsfw_content_detected
@@ -111,7 +111,7 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
                 Picture(self.image_processor.apply_overlay(mask_image, image, made, box), made.settings)
                 for made in images
             ]
-        whole = common.get("return_dict", True)
+        whole = common["return_dict"]
         return StableDiffusionPipelineOutput(images, flagged) if whole else (images, flagged)
 
     @staticmethod

@@ -55,7 +55,7 @@ class StableDiffusionInstructPix2PixPipeline(StableDiffusionBase):
             guidance_scale = self.call_default("guidance_scale", 7.5)
         if image_guidance_scale is None:
             image_guidance_scale = self.call_default("image_guidance_scale", 1.5)
-        pixels = self._pixels(image, common.get("height"), common.get("width"))
+        pixels = self._pixels(image, common["height"], common["width"])
         arguments = {**common, **self._size_of(pixels), "prompt": prompt, "image": image}
         arguments["num_inference_steps"] = num_inference_steps
         arguments |= {"guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}

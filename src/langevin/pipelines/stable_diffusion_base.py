@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-import inspect
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -89,12 +87,12 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
         """Make pictures.
 
         Args:
-            arguments: those of the pipeline's call. What a call leaves out has the default that it has in
-                :class:`~langevin.StableDiffusionPipeline`'s; what that one does not know is recorded, no more.
+            arguments: those of the pipeline's call: all that :class:`~langevin.StableDiffusionPipeline`'s has. Others
+                are recorded, no more.
             parts: what makes this pipeline the one that it is. They come after classifier-free guidance and before
                 the caller's ``control`` and ``guiders``; among them may be another kind of guidance.
         """
-        arguments = {**_defaults(), **arguments}
+        arguments = dict(arguments)
         if arguments["guidance_scale"] is None:
             arguments["guidance_scale"] = self.call_default("guidance_scale", 7.5)
         a = SimpleNamespace(**arguments)
@@ -321,15 +319,6 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
 
         settings = call_settings(self, arguments, height=height, width=width, num_images_per_prompt=None)
         return per_picture(settings, seeds, spread(arguments["prompt"]), spread(arguments["negative_prompt"]))
-
-
-@functools.cache
-def _defaults() -> dict[str, Any]:
-    """What the family's calls are by default."""
-    from langevin.pipelines.stable_diffusion import StableDiffusionPipeline
-
-    parameters = inspect.signature(StableDiffusionPipeline.__call__).parameters
-    return {name: p.default for name, p in parameters.items() if name != "self"}
 
 
 def _before_0_9(version: str | None) -> bool:
