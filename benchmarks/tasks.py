@@ -18,7 +18,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from compare import fixed_seed, larger_checkpoint, processor, ratio
+from compare import HIGH_WATER, fixed_seed, larger_checkpoint, processor, ratio
 
 warnings.filterwarnings("ignore")
 
@@ -119,7 +119,7 @@ def checkpoints(folder: Path) -> None:
 def peak_memory(library: str, row: str, folder: Path) -> float:
     """MiB that a fresh process had resident at most."""
     command = [sys.executable, "-W", "ignore", __file__, "--memory", library, row, str(folder)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]) / 1024
 
 
 def main() -> None:
@@ -130,11 +130,9 @@ def main() -> None:
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
-        import resource
-
         library, row, folder = arguments.memory
         call(pipeline(library, row, Path(folder)), row)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        exec(HIGH_WATER)
         return
 
     import diffusers
