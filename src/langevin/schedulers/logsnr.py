@@ -78,11 +78,15 @@ class LogSNRRun(Run):
         prediction = prediction[:, : self.channels]
         if self.predicts_x0:
             return self._original(prediction, i, x)
+        r, w = self.to_epsilon(level)
         if self.limit is None:
-            r, w = self.to_epsilon(level)
             return combine((r, x), (w, prediction))
+        # the image that goes with this ε; the same as to_x0's but for the reference's v on straight lines
+        a, b = level
+        p, q = ((1 - b * r) / a, -b * w / a) if a else self.to_x0(level)
+        x0 = self.limit(combine((p, x), (q, prediction)))
         r, w = predictions.to_epsilon("sample", level)
-        return combine((r, x), (w, self._original(prediction, i, x)))
+        return combine((r, x), (w, x0))
 
     def remember(self, converted: torch.Tensor) -> None:
         self.history = [converted, *self.history[: self.keep - 1]]
