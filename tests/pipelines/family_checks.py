@@ -95,6 +95,19 @@ def assert_same(both, *args, atol=ATOL, **kwargs):
     np.testing.assert_allclose(ours, theirs, atol=atol)
 
 
+def assert_checkpoints_go_both_ways(both, folder, **call):
+    """What each side saves, the other loads, and the pictures stay the same."""
+    ours, theirs = both
+    theirs.save_pretrained(folder / "theirs")
+    ours.save_pretrained(folder / "ours")
+    read = langevin.DiffusionPipeline.from_pretrained(folder / "theirs")
+    assert type(read) is type(ours)
+    back = type(theirs).from_pretrained(folder / "ours")
+    for pipe in (read, back):
+        pipe.set_progress_bar_config(disable=True)
+    assert_same((read, back), "a cat", **call)
+
+
 def made(value):
     return value() if getattr(value, "__name__", "") == "<lambda>" else value
 

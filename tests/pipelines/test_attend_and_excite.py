@@ -8,9 +8,7 @@ from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import (
     pipeline_stable_diffusion_attend_and_excite as reference,
 )
 
-import langevin
-from langevin import StableDiffusionAttendAndExcitePipeline
-from tests.pipelines.family_checks import assert_same, generator, images
+from tests.pipelines.family_checks import assert_checkpoints_go_both_ways, assert_same, generator, images
 
 NAME = ("StableDiffusionAttendAndExcitePipeline", reference.StableDiffusionAttendAndExcitePipeline)
 # two refinements, a move, nothing, a refinement that is never enough
@@ -83,15 +81,7 @@ def test_the_old_callback_sees_what_the_reference_shows_it(pair):
 
 
 def test_checkpoints_go_both_ways(pair, tmp_path):
-    ours, theirs = pair()
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours.save_pretrained(tmp_path / "ours")
-    read = langevin.DiffusionPipeline.from_pretrained(tmp_path / "theirs")
-    assert type(read) is StableDiffusionAttendAndExcitePipeline
-    back = NAME[1].from_pretrained(tmp_path / "ours")
-    for pipe in (read, back):
-        pipe.set_progress_bar_config(disable=True)
-    assert_same((read, back), "a cat", **{**CALL, "thresholds": {}})
+    assert_checkpoints_go_both_ways(pair(), tmp_path, **{**CALL, "thresholds": {}})
 
 
 def test_indices_are_the_reference_ones_and_know_of_weights_and_windows(pair):

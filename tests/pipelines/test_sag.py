@@ -9,8 +9,7 @@ import torch
 from diffusers.pipelines.deprecated.stable_diffusion_sag import pipeline_stable_diffusion_sag as reference
 
 import langevin
-from langevin import StableDiffusionSAGPipeline
-from tests.pipelines.family_checks import assert_same, generator, images
+from tests.pipelines.family_checks import assert_checkpoints_go_both_ways, assert_same, generator, images
 
 NAME = ("StableDiffusionSAGPipeline", reference.StableDiffusionSAGPipeline)
 STEPS = dict(num_inference_steps=5)
@@ -113,15 +112,7 @@ def test_the_old_callback_sees_what_the_reference_shows_it(pair):
 
 
 def test_checkpoints_go_both_ways(pair, tmp_path):
-    ours, theirs = pair()
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours.save_pretrained(tmp_path / "ours")
-    read = langevin.DiffusionPipeline.from_pretrained(tmp_path / "theirs")
-    assert type(read) is StableDiffusionSAGPipeline
-    back = NAME[1].from_pretrained(tmp_path / "ours")
-    for pipe in (read, back):
-        pipe.set_progress_bar_config(disable=True)
-    assert_same((read, back), "a cat", **STEPS)
+    assert_checkpoints_go_both_ways(pair(), tmp_path, **STEPS)
 
 
 def test_schedulers_that_the_reference_refuses_work(pair):

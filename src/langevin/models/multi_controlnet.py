@@ -13,7 +13,7 @@ from langevin.checkpoints import folders
 from langevin.checkpoints.errors import CheckpointError
 from langevin.models.base import ModelMixin
 from langevin.models.controlnet import ControlNetModel, ControlNetOutput
-from langevin.models.layers.attention import Attend
+from langevin.signatures import also_takes
 
 
 class MultiControlNetModel(ModelMixin):
@@ -33,6 +33,7 @@ class MultiControlNetModel(ModelMixin):
         nets: Any = self.nets
         return [net.embed_condition(hint) for net, hint in zip(nets, hints, strict=True)]
 
+    @also_takes(ControlNetModel.forward)
     def forward(
         self,
         sample: Tensor,
@@ -40,46 +41,27 @@ class MultiControlNetModel(ModelMixin):
         encoder_hidden_states: Tensor | None,
         controlnet_cond: Sequence[Tensor] | None = None,
         conditioning_scale: float | Sequence[float | Tensor] = 1.0,
-        class_labels: Tensor | None = None,
-        timestep_cond: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        added_cond_kwargs: dict[str, Tensor] | None = None,
-        cross_attention_kwargs: dict[str, Any] | None = None,
-        guess_mode: bool = False,
-        return_dict: bool = True,
         *,
         embedded_cond: Sequence[Tensor] | None = None,
-        attention: Attend | None = None,
+        return_dict: bool = True,
+        **common: Any,
     ) -> ControlNetOutput | tuple[Sequence[Tensor], Tensor]:
         """As :meth:`ControlNetModel.forward`, with a list of hints and one of scales (or one number for all nets).
 
         Raises:
             ValueError: there is not one hint and one scale for each net, or the nets give maps for different UNets.
         """
+        hints = self._one_each("controlnet_cond", controlnet_cond)
+        embedded = self._one_each("embedded_cond", embedded_cond)
         each = isinstance(conditioning_scale, (list, tuple))
-        scales = conditioning_scale if each else [conditioning_scale] * len(self.nets)
-        settings = {
-            "controlnet_cond": self._one_each("controlnet_cond", controlnet_cond),
-            "embedded_cond": self._one_each("embedded_cond", embedded_cond),
-            "conditioning_scale": self._one_each("conditioning_scale", scales),
-        }
+        scales = self._one_each(
+            "conditioning_scale", conditioning_scale if each else [conditioning_scale] * len(self.nets)
+        )
         down: list[Tensor] = []
         mid: Any = None
-        for i, net in enumerate(self.nets):
-            more, last = net(
-                sample,
-                timestep,
-                encoder_hidden_states,
-                class_labels=class_labels,
-                timestep_cond=timestep_cond,
-                attention_mask=attention_mask,
-                added_cond_kwargs=added_cond_kwargs,
-                cross_attention_kwargs=cross_attention_kwargs,
-                guess_mode=guess_mode,
-                return_dict=False,
-                attention=attention,
-                **{name: value[i] for name, value in settings.items()},
-            )
+        for i, (net, *own) in enumerate(zip(self.nets, hints, scales, embedded, strict=True)):
+            told = dict(zip(("controlnet_cond", "conditioning_scale", "embedded_cond"), own, strict=True))
+            more, last = net(sample, timestep, encoder_hidden_states, return_dict=False, **told, **common)
             if i and len(more) != len(down):
                 raise ValueError(f"net {i} gives {len(more)} maps and net 0 {len(down)}: they are for different UNets")
             down = [a + b for a, b in zip(down, more, strict=True)] if i else list(more)
