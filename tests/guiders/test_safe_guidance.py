@@ -92,8 +92,9 @@ def test_half_precision_neither_overflows_nor_loses_the_momentum():
         (SafeGuidance("red", warmup_steps=2, momentum_scale=0.0), ClassifierFreeGuidance(4.0), range(2, 10)),
         (SafeGuidance("red", scale=1.0), ClassifierFreeGuidance(4.0), ()),
         (SafeGuidance("red"), ClassifierFreeGuidance(1.0), ()),
-        (SafeGuidance("red"), ClassifierFreeGuidance(4.0, start=0.3, stop=0.6), (3, 4, 5)),
-        (SafeGuidance("red"), CFGPlusPlus(0.6), range(10)),
+        (SafeGuidance("red"), ClassifierFreeGuidance(4.0), ()),  # the run ends with the warm-up
+        (SafeGuidance("red", warmup_steps=9), ClassifierFreeGuidance(4.0, start=0.3, stop=0.6), (3, 4, 5)),
+        (SafeGuidance("red", warmup_steps=9), CFGPlusPlus(0.6), range(10)),
     ],
 )
 def test_the_concept_is_computed_only_where_it_counts(guider, guidance, asked):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -49,18 +50,27 @@ def test_circular_windows_cover_every_column_alike():
     assert count.unique().tolist() == [2.0]
 
 
+@pytest.mark.parametrize("smooth", [False, True])
 @pytest.mark.parametrize("circular", [False, True])
 @pytest.mark.parametrize("place", [*PLACES, (8, 6, 16, 4)])
-def test_what_is_cut_is_put_together_again(place, circular):
+def test_what_is_cut_is_put_together_again(place, circular, smooth):
     whole = torch.randn(2, 3, *place[:2])
     boxes = window_boxes(*place, circular)
-    torch.testing.assert_close(stitch([cut(whole, box) for box in boxes], boxes, *place[:2]), whole)
+    torch.testing.assert_close(stitch([cut(whole, box) for box in boxes], boxes, *place[:2], smooth), whole)
 
 
 def test_overlaps_are_averaged_and_places_without_a_window_are_zero():
     parts = [torch.full((1, 2, 3), value) for value in (1.0, 4.0)]
     made = stitch(parts, [(0, 2, 0, 3), (0, 2, 2, 5)], 2, 6)
     assert made[0, 0].tolist() == [1.0, 1.0, 2.5, 4.0, 4.0, 0.0]
+
+
+def test_smooth_windows_count_less_towards_their_edges():
+    parts = [torch.full((1, 1, 4), value) for value in (0.0, 1.0)]
+    made = stitch(parts, [(0, 1, 0, 4), (0, 1, 2, 6)], 1, 7, smooth=True)[0, 0]
+    inner, outer = (math.sin(math.pi * place / 4) ** 2 for place in (1.5, 0.5))
+    crossing = [outer / (inner + outer), inner / (inner + outer)]
+    torch.testing.assert_close(made, torch.tensor([0.0, 0.0, *crossing, 1.0, 1.0, 0.0]))
 
 
 def test_many_windows_in_half_precision_lose_nothing():

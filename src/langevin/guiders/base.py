@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +147,26 @@ class Setup:
         if self.pair_images:
             return images.repeat_interleave(batch // count, dim=0)
         return images.repeat(batch // count, *[1] * (images.ndim - 1))
+
+
+def tell(
+    branches: MutableMapping[str, Conditions],
+    key: str,
+    value: Callable[[str, Any], Any],
+    inside: str | None = None,
+) -> None:
+    """See to it that every branch is told something; those that are already keep their entry.
+
+    Args:
+        key: under which name; with ``inside="maps"``, in that dict of theirs.
+        value: from a branch's name and what it is told now (or None), to what it is to be told.
+    """
+    for name, told in list(branches.items()):
+        holder = told if inside is None else told.get(inside, {})
+        wanted = value(name, holder.get(key))
+        if wanted is not holder.get(key):
+            holder = {**holder, key: wanted}
+            branches[name] = holder if inside is None else {**told, inside: holder}
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from langevin.guiders.base import Conditions, Guider, Setup, Step
+from langevin.guiders.base import Conditions, Guider, Setup, Step, tell
 from langevin.media.images import VaeImageProcessor
 
 _DOWN, _MID = "down_block_additional_residuals", "mid_block_additional_residual"
@@ -94,11 +94,7 @@ class Control(Guider):
         return x
 
     def _hand_out(self, branches: dict[str, Conditions]) -> None:
-        """Give each branch the hint that belongs to x's rows."""
-        for name, told in list(branches.items()):
-            maps = told.get("maps", {})
-            if maps.get(self._name) is not self._hint:
-                branches[name] = {**told, "maps": {**maps, self._name: self._hint}}
+        tell(branches, self._name, lambda name, old: self._hint, inside="maps")
 
     def acts(self, step: Step) -> bool:
         """Whether the control network is asked at this step, counted from where the run begins."""

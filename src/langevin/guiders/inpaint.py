@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from langevin.guiders.base import Conditions, Guider, Setup, Step
+from langevin.guiders.base import Conditions, Guider, Setup, Step, tell
 from langevin.guiders.classifier_free import ClassifierFreeGuidance
 
 
@@ -151,9 +151,7 @@ class Inpaint(Guider):
         if told != self._told:
             self._told, self._held = told, tensors  # held, so that their ids stay theirs
             self._channels = torch.cat([self._tensor(name) for name in names], dim=1)
-        for name, conditions in list(branches.items()):
-            if conditions.get("channels") is not self._channels:
-                branches[name] = {**conditions, "channels": self._channels}
+        tell(branches, "channels", lambda name, old: self._channels)
 
     def _check_network(self, latents: int, step: Step) -> None:
         """Only now is it known what other guiders join to x."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from langevin.guiders.base import Conditions, Guider, Setup, Step
+from langevin.guiders.base import Conditions, Guider, Setup, Step, tell
 from langevin.guiders.classifier_free import ClassifierFreeGuidance
 
 _ORDER = ("positive", "negative", "unconditional")
@@ -125,8 +125,5 @@ class ImageChannels(Guider):
         shown = self._tensors["image_latents"]
         if shown is not self._shown:
             self._shown, self._parts = shown, dict(zip(_ORDER, shown.split(self._batch), strict=False))
-        for name, told in list(branches.items()):
-            usual = told.get("channels") if name == "unconditional" else self._parts["positive"]
-            channels = self._parts.get(name, usual)
-            if channels is not told.get("channels"):
-                branches[name] = {**told, "channels": channels}
+        usual = self._parts["positive"]
+        tell(branches, "channels", lambda name, old: self._parts.get(name, old if name == "unconditional" else usual))

@@ -28,8 +28,8 @@ class SafeGuidance(Guider):
         threshold: λ of equation 6: places whose prediction for the prompt exceeds that for the concept by this much or
             more are left alone. Higher is stricter.
         momentum_scale, momentum_beta: s_m of equation 7 and β_m of equation 8: places that were steered go on being
-            steered. Momentum builds up during the warm-up too; with ``momentum_scale`` 0 the concept is not computed
-            there.
+            steered. Momentum builds up during the warm-up too; with ``momentum_scale`` 0, or where the run ends with
+            the warm-up, the concept is not computed there.
 
     Raises:
         ValueError: a number is below 0, or ``momentum_beta`` is not in 0..1.
@@ -75,8 +75,8 @@ class SafeGuidance(Guider):
     def needs(self, step: Step) -> Collection[str]:
         if self.scale <= 1 or self._guidance is None or not self._guidance.needs(step):
             return ()
-        if self._warms_up(step) and self.momentum_scale == 0:
-            return ()
+        if self._warms_up(step) and (self.momentum_scale == 0 or step.total - step.start <= self.warmup_steps):
+            return ()  # no later step takes the momentum up
         return ("negative", self._branch)
 
     def combine(self, prediction: Tensor, predictions: Mapping[str, Tensor], x: Tensor, step: Step) -> Tensor:

@@ -41,6 +41,9 @@ class Windows(Guider):
         batch: how many windows go through the network at once.
         circular: left and right edge meet: windows lie across the seam, and the decoder sees around it. x must be
             wider than ``size`` for the seam to close.
+        smooth: weigh a window's prediction down towards its edges (by sin², the Hann window), so that no edge shows.
+            Equation 5 leaves the weights free; the reference's are even, which shows slightly where few windows
+            overlap.
 
     Raises:
         ValueError: a number is below 1, or the stride leaves gaps between windows.
@@ -53,6 +56,7 @@ class Windows(Guider):
     stride: int = 8
     batch: int = 1
     circular: bool = False
+    smooth: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.stride <= self.size:
@@ -69,7 +73,7 @@ class Windows(Guider):
             return
         if isinstance(setup.denoiser, _WindowedDenoiser):
             raise ValueError("two guiders cut x into windows; give one Windows")
-        setup.denoiser = _WindowedDenoiser(setup.denoiser, boxes, self.batch)
+        setup.denoiser = _WindowedDenoiser(setup.denoiser, boxes, self.batch, self.smooth)
 
 
 def window_boxes(height: int, width: int, size: int, stride: int, circular: bool = False) -> list[Box]:
@@ -102,28 +106,43 @@ def cut(whole: Tensor, box: Box) -> Tensor:
     return torch.cat([rows[..., left:], rows[..., : right - width]], dim=-1)
 
 
-def stitch(parts: Sequence[Tensor], boxes: Sequence[Box], height: int, width: int) -> Tensor:
-    """Maps of windows put together to ``(…, height, width)``, their mean where they overlap, 0 where there is none."""
+def stitch(parts: Sequence[Tensor], boxes: Sequence[Box], height: int, width: int, smooth: bool = False) -> Tensor:
+    """Maps of windows put together to ``(…, height, width)``, their mean where they overlap, 0 where there is none.
+
+    With ``smooth`` a weighted mean: what a window says counts less towards its edges.
+    """
     first = parts[0]
     dtype = torch.promote_types(first.dtype, torch.float32)  # many small sums
     total = torch.zeros(*first.shape[:-2], height, width, dtype=dtype, device=first.device)
     count = torch.zeros(height, width, dtype=dtype, device=first.device)
     for part, (top, bottom, left, right) in zip(parts, boxes, strict=True):
         inside = min(right, width) - left
+        weight = torch.ones((), dtype=dtype, device=first.device)
+        if smooth:
+            weight = _hann(bottom - top, weight)[:, None] * _hann(right - left, weight)
+            part = part * weight
+        weight = weight.expand(bottom - top, right - left)
         total[..., top:bottom, left : left + inside] += part[..., :inside]
-        count[top:bottom, left : left + inside] += 1
+        count[top:bottom, left : left + inside] += weight[:, :inside]
         if right > width:
             total[..., top:bottom, : right - width] += part[..., inside:]
-            count[top:bottom, : right - width] += 1
-    return (total / count.clamp(min=1)).to(first.dtype)
+            count[top:bottom, : right - width] += weight[:, inside:]
+    return (total / count.where(count > 0, 1)).to(first.dtype)
+
+
+def _hann(length: int, like: Tensor) -> Tensor:
+    """sin² from edge to edge, nowhere 0."""
+    places = torch.arange(length, dtype=like.dtype, device=like.device) + 0.5
+    return (torch.pi * places / length).sin().square()
 
 
 class _WindowedDenoiser:
     """A denoiser that asks another one about windows. Made for one call."""
 
-    def __init__(self, inner: Denoiser, boxes: Sequence[Box], batch: int) -> None:
+    def __init__(self, inner: Denoiser, boxes: Sequence[Box], batch: int, smooth: bool) -> None:
         self.inner = inner
         self.boxes = boxes
+        self.smooth = smooth
         self.groups = [tuple(boxes[k : k + batch]) for k in range(0, len(boxes), batch)]
         self._known: dict[str, tuple[Conditions, list[Conditions]]] = {}
 
@@ -137,7 +156,7 @@ class _WindowedDenoiser:
             watching = None if attention is None else partial(attention, views=boxes)
             for name, prediction in self.inner(_side_by_side(x, boxes), step, there, watching).items():
                 parts[name] += prediction.chunk(len(boxes))
-        return {name: stitch(seen, self.boxes, *x.shape[-2:]) for name, seen in parts.items()}
+        return {name: stitch(seen, self.boxes, *x.shape[-2:], self.smooth) for name, seen in parts.items()}
 
     def _cut(self, name: str, conditions: Conditions, x: Tensor) -> list[Conditions]:
         """What a branch is told at each group of windows; remembered until its conditions are replaced."""

@@ -41,6 +41,7 @@ class StableDiffusionPanoramaPipeline(StableDiffusionBase):
         circular_padding: bool = False,
         window_size: int = 64,
         window_stride: int = 8,
+        window_smooth: bool = False,
         **common: Any,
     ) -> Any:
         """Make pictures.
@@ -51,11 +52,12 @@ class StableDiffusionPanoramaPipeline(StableDiffusionBase):
             circular_padding: left and right edge meet, as on a panorama of all directions.
             window_size, window_stride: in latents; see :class:`langevin.Windows`. The network's own size
                 (``unet.config.sample_size``) is best.
+            window_smooth: weigh windows down towards their edges, so that no edge shows; the reference does not.
 
         The other arguments are those of :class:`~langevin.StableDiffusionPipeline`. Each of several pictures is what
         it is when made alone, and ``guidance_rescale`` is heeded; the reference mixes the prompts of several, and
         passes over the rescale.
         """
         arguments = {name: value for name, value in locals().items() if name not in ("self", "common")}
-        windows = Windows(window_size, window_stride, view_batch_size, circular_padding)
+        windows = Windows(window_size, window_stride, view_batch_size, circular_padding, window_smooth)
         return self._generate({**arguments, **common}, [windows])
