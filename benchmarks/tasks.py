@@ -4,7 +4,8 @@
 
 The model is a random Stable Diffusion of middle size. Times are taken in one process, turn by turn; the figure is the
 median of the rounds' ratios (langevin / diffusers; below 1, langevin needs less). Peak memory is that of fresh
-processes, each of which loads one pipeline and calls it once.
+processes, each of which loads one pipeline and calls it once: the median of as many processes, turn by turn, since the
+same process needs up to a tenth more or less from run to run.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from compare import HIGH_WATER, fixed_seed, larger_checkpoint, processor, ratio
 
 warnings.filterwarnings("ignore")
 
+LIBRARIES = ("langevin", "diffusers")
 STEPS = 4
 OLD = "diffusers.pipelines.deprecated"
 # row -> (our class, where the reference keeps it, channels of the UNet, has a control network, arguments)
@@ -150,9 +153,10 @@ def main() -> None:
         checkpoints(folder)
         for row in arguments.rows:
             Console(stderr=True).print(f"{row} …")
-            ours, theirs = (pipeline(library, row, folder) for library in ("langevin", "diffusers"))
+            ours, theirs = (pipeline(library, row, folder) for library in LIBRARIES)
             time = ratio(lambda p=ours, r=row: call(p, r), lambda p=theirs, r=row: call(p, r), arguments.rounds)
-            memory = {library: peak_memory(library, row, folder) for library in ("langevin", "diffusers")}
+            peaks = [[peak_memory(name, row, folder) for name in LIBRARIES] for _ in range(arguments.rounds)]
+            memory = {name: median(column) for name, column in zip(LIBRARIES, zip(*peaks, strict=True), strict=True)}
             memory["ratio"] = memory["langevin"] / memory["diffusers"]
             figures[row] = {"time": time, "memory": memory}
             cells = [f"{time[k]:.2f}" for k in ("langevin", "diffusers", "ratio")]

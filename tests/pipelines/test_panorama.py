@@ -10,6 +10,8 @@ import torch
 
 import langevin
 from langevin import GuidanceRescale, ImageStart, StableDiffusionPanoramaPipeline, Windows
+from langevin.zoo.reader import read
+from langevin.zoo.world import parse
 from tests.pipelines.family_checks import SCHEDULERS, assert_same, generator, images, picture
 
 NAME = "StableDiffusionPanoramaPipeline"
@@ -205,3 +207,46 @@ def test_bad_input_gets_one_clear_line(twins, options, says):
     with pytest.raises(ValueError, match=says) as caught:
         ours("a cat", **{**SIZE, **SMALL, **options})
     assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ with a trained model
+
+PROMPTS = ["a red circle", "a blue star on a gray background", "a green cross on white", "a purple square on black"]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    pipe = StableDiffusionPanoramaPipeline.from_pretrained("langevin/shapes")
+    pipe.set_progress_bar_config(disable=True)
+
+    def make(**options):
+        size = dict(height=64, width=256, window_size=16, num_inference_steps=12, view_batch_size=4)
+        return pipe(PROMPTS, output_type="np", seed=[5, 6, 7, 8], **{**size, **options}).images * 255
+
+    return make
+
+
+def differences(pictures):
+    """Between neighbouring columns, the mean over the pictures, 0 to 255; the last is between right and left edge."""
+    return np.abs(np.diff(np.concatenate([pictures, pictures[:, :, :1]], 2), axis=2)).mean((0, 1, 3))
+
+
+def test_neither_windows_nor_the_seam_of_a_smooth_circular_panorama_can_be_told_from_other_columns(trained):
+    even, smooth = (
+        differences(trained(window_stride=8, circular_padding=True, window_smooth=smooth)) for smooth in (False, True)
+    )
+    edges = slice(31, None, 32)  # 8 latents of 4 pixels; the last is the seam
+    assert smooth[edges].mean() < 0.7 * smooth.mean()
+    assert smooth[-1] < smooth.mean()
+    assert even[edges].mean() > 1.2 * even.mean()  # so the measure sees an edge
+
+
+def test_a_panorama_repeats_what_was_asked_for(trained):
+    pictures = trained(window_stride=8, window_smooth=True)
+    for picture, prompt in zip(pictures, PROMPTS, strict=True):
+        wanted = parse(prompt).things[0]
+        views = [picture[:, left : left + 64].round().astype(np.uint8) for left in range(0, 193, 64)]
+        things = [(thing.colour, thing.shape) for view in views for thing in read(view).things]
+        assert (wanted.colour, wanted.shape) in things
+        colours = [colour for colour, _ in things if colour]
+        assert colours.count(wanted.colour) >= 0.5 * len(colours)
