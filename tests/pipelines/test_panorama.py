@@ -243,9 +243,9 @@ def test_neither_windows_nor_the_seam_of_a_smooth_circular_panorama_can_be_told_
 
 def test_a_panorama_repeats_what_was_asked_for(trained):
     pictures = trained(window_stride=8, window_smooth=True)
-    for picture, prompt in zip(pictures, PROMPTS, strict=True):
+    for wide, prompt in zip(pictures, PROMPTS, strict=True):
         wanted = parse(prompt).things[0]
-        views = [picture[:, left : left + 64].round().astype(np.uint8) for left in range(0, 193, 64)]
+        views = [wide[:, left : left + 64].round().astype(np.uint8) for left in range(0, 193, 64)]
         things = [(thing.colour, thing.shape) for view in views for thing in read(view).things]
         assert (wanted.colour, wanted.shape) in things
         colours = [colour for colour, _ in things if colour]

@@ -156,7 +156,8 @@ class _WindowedDenoiser:
             watching = None if attention is None else partial(attention, views=boxes)
             for name, prediction in self.inner(_side_by_side(x, boxes), step, there, watching).items():
                 parts[name] += prediction.chunk(len(boxes))
-        return {name: stitch(seen, self.boxes, *x.shape[-2:], self.smooth) for name, seen in parts.items()}
+        height, width = x.shape[-2:]
+        return {name: stitch(seen, self.boxes, height, width, self.smooth) for name, seen in parts.items()}
 
     def _cut(self, name: str, conditions: Conditions, x: Tensor) -> list[Conditions]:
         """What a branch is told at each group of windows; remembered until its conditions are replaced."""
