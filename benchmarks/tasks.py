@@ -83,6 +83,8 @@ def pipeline(library: str, row: str, folder: Path) -> Any:
     pipe = getattr(module, name).from_pretrained(folder, safety_checker=None, **more)
     pipe.scheduler = parts.DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
+    if row == "safe":  # the usual concept is longer than this tokenizer's window, where the reference cuts it
+        pipe.safety_concept = "an image showing hate"
     torch.manual_seed(0)
     return pipe
 
