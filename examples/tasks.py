@@ -10,6 +10,7 @@ import typer
 from PIL import Image
 
 from langevin import (
+    AttendAndExcite,
     Control,
     ControlNetModel,
     DiffusionPipeline,
@@ -19,11 +20,15 @@ from langevin import (
     StableDiffusionPanoramaPipeline,
 )
 from langevin.media.grids import contact_sheet
+from langevin.zoo.evaluate_tasks import shape_tokens
 from langevin.zoo.outlines import outlines
 from langevin.zoo.world import Scene, Thing, render
 
 CELL = 128
 SAFEST = {"scale": 5000, "warmup_steps": 0, "threshold": 1.0, "momentum_scale": 0.5, "momentum_beta": 0.7}
+
+EXCITED = (("a red circle and a blue star", 7), ("a green square and a pink ring", 14))
+"""Prompts and seeds of pictures that lack one of two things."""
 
 
 def scene(*things: Thing, ground: str = "white") -> Image.Image:
@@ -82,8 +87,17 @@ def main(out: Path = Path("tasks.png"), seed: int = 7, steps: int = 20) -> None:
     guider = SafeGuidance("red", **SAFEST)
     show(paint(text, guiders=[guider], **{**call, "seed": 6}).images[0], f"safe guidance away from red: {text}")
 
+    attentive = DiffusionPipeline.from_pretrained("langevin/shapes-attention")
+    for text, number in EXCITED:
+        tokens = shape_tokens(attentive.tokenizer, text)
+        plain = {**call, "seed": number}
+        show(attentive(text, **plain).images[0], text)
+        guider = AttendAndExcite(tokens, scale_factor=5, max_iter_to_alter=12, thresholds={}, attn_res=(8, 8))
+        show(attentive(text, guiders=[guider], **plain).images[0], f"attend and excite: {text}")
+
     wide = StableDiffusionPanoramaPipeline.from_pipe(paint)
-    size = {"height": 64, "width": 256, "window_size": 16, "window_stride": 12, "circular_padding": True}
+    size = {"height": 64, "width": 256, "window_size": 16, "window_stride": 8, "window_smooth": True}
+    size["circular_padding"] = True
     panorama = wide("a blue ring on black", **size, **call).images[0]
     sheet = contact_sheet([image for image, _ in cells], [text for _, text in cells], columns=4, cell=CELL)
     strip = contact_sheet([panorama], ["a panorama whose ends meet: a blue ring on black"], cell=4 * CELL + 24)

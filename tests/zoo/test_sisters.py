@@ -8,9 +8,9 @@ import torch
 
 import langevin
 from langevin import zoo
-from langevin.zoo import loop, sisters
+from langevin.zoo import loop, sisters, train_attention, world
 
-RECIPES = {"inpainting": 9, "instruct": 8}
+RECIPES = {"inpainting": 9, "instruct": 8, "attention": 4}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,38 @@ def test_the_smaller_unet_is_the_upper_part_of_the_larger_one(frozen, extra, mid
     assert not conv[:, 4:].any()
     narrower, wider = small["up_blocks.0.resnets.0.conv1.weight"], large["up_blocks.1.resnets.0.conv1.weight"]
     torch.testing.assert_close(narrower, wider[:, -narrower.shape[1] :], rtol=0, atol=0)
+
+
+def test_a_narrow_unet_keeps_three_of_four_channels(frozen):
+    large = frozen.unet.state_dict()
+    unet = sisters.smaller_unet(frozen.unet, middle=False, narrow=True, pooled_text=False)
+    small = unet.state_dict()
+    kept = [i for i in range(96) if i % 4 != 3]
+    assert unet.config.block_out_channels == (48, 72)
+    assert not any(key.startswith("add_embedding") for key in small)
+    for name in ("norm2.weight", "attn1.to_out.0.bias"):
+        name = f"down_blocks.1.attentions.0.transformer_blocks.0.{name}"
+        torch.testing.assert_close(small[name], large[name][kept], rtol=0, atol=0)
+    keys = "up_blocks.0.attentions.1.transformer_blocks.0.attn2.to_k.weight"
+    torch.testing.assert_close(small[keys], large[keys.replace("up_blocks.0", "up_blocks.1")][kept], rtol=0, atol=0)
+    into, source = "up_blocks.0.resnets.1.conv1.weight", large["up_blocks.1.resnets.1.conv1.weight"]
+    both = [i for i in range(160) if i % 4 != 3]  # what comes up, and what was skipped
+    torch.testing.assert_close(small[into], source[kept][:, both], rtol=0, atol=0)
+
+
+def test_only_attention_tells_the_narrow_unet_of_the_text(frozen):
+    unet = sisters.smaller_unet(frozen.unet, middle=False, narrow=True, pooled_text=False)
+    x, states = torch.randn(1, 4, 16, 16), frozen.states(["a red circle", "a blue star"])
+
+    def looking_away(q, k, v, mask, layer, **where):
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return out * 0 if layer.is_cross_attention else out
+
+    with torch.no_grad():
+        one, other = (unet(x, 500, states[k : k + 1], attention=looking_away).sample for k in (0, 1))
+        seeing = unet(x, 500, states[:1]).sample
+    assert torch.equal(one, other)
+    assert not torch.equal(one, seeing)
 
 
 def test_extra_channels_change_nothing_at_first(frozen):
@@ -98,3 +130,47 @@ def test_a_new_control_network_adds_nothing(frozen):
             torch.randn(2, 4, 16, 16), 500, states, controlnet_cond=torch.rand(2, 3, 64, 64), return_dict=False
         )
     assert not any(residual.any() for residual in (*down, middle))
+
+
+# ------------------------------------------------------------------------------------------------ words and places
+
+
+def test_words_are_told_from_one_another_and_found_where_their_things_are(frozen):
+    scene = world.Scene(
+        (world.Thing("circle", "red", "small", 12, 12, 7), world.Thing("star", "blue", "medium", 48, 44, 10)), "black"
+    )
+    text = "a picture of a blue star and a small red circle on a black background"
+    named = train_attention.naming_tokens(frozen.tokenizer, [text, ""], [scene, scene])
+    pieces = frozen.tokenizer.convert_ids_to_tokens(frozen.tokenizer(text).input_ids)
+    first, second = ([pieces[i].removesuffix("</w>") for i in row.nonzero()[:, 0]] for row in named[0])
+    assert first == ["small", "red", "circle"]
+    assert second == ["blue", "star"]
+    assert not named[1].any()
+    places = train_attention.where_things_are([scene])[0].unflatten(1, (8, 8))
+    assert places[0, 1, 1] == 1  # the middle of the circle, 8 pixels to a place
+    assert places[0, 4:].sum() == 0
+    assert places[1, 5, 6] > 0.6  # a star's middle: x 48, y 44
+    assert places[1, :, :4].sum() == 0
+
+
+def test_grounding_is_least_where_words_are_looked_at_by_their_things_alone():
+    places = torch.zeros(1, 2, 64)
+    places[0, 0, :4] = places[0, 1, 60:] = 1.0
+    named = torch.zeros(1, 2, 8, dtype=torch.bool)
+    named[0, 0, 1] = named[0, 0, 2] = named[0, 1, 5] = True
+
+    def loss(words, elsewhere=0.0):
+        """Each thing's places look at ``words`` of it; all places look at word 1 a little."""
+        maps = torch.zeros(1, 64, 8)
+        maps[0, :, 0] = 1 - elsewhere
+        maps[0, :, 1] = elsewhere
+        for region, k in ((slice(0, 4), words[0]), (slice(60, 64), words[1])):
+            maps[0, region] = 0
+            maps[0, region, k] = 1.0 / len(k)
+        return train_attention.grounding(maps, named, places).item()
+
+    best = loss(([1, 2], [5]))
+    assert best < 0.01
+    assert loss(([1, 2], [5]), elsewhere=0.2) > best + 0.1
+    assert loss(([5], [1, 2])) > 1  # the wrong way round
+    assert train_attention.grounding(torch.zeros(1, 64, 8), named & False, places) == 0

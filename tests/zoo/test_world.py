@@ -2,6 +2,7 @@
 
 import random
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,6 +127,32 @@ def test_captions_parse_back_to_what_they_say_of_their_scene():
 )
 def test_parse(prompt, things, extra):
     assert world.parse(prompt) == world.Constraints(tuple(world.Wanted(*t) for t in things), **extra)
+
+
+def test_listings_name_every_thing_in_either_order_and_where_is_known():
+    rng = random.Random(5)
+    orders = set()
+    for _ in range(200):
+        scene = world.random_scene(rng)
+        text = world.listing(scene, rng)
+        said = [(thing.colour, thing.shape) for thing in world.parse(text).things]
+        assert sorted(said) == sorted(thing.pair for thing in scene.things)
+        assert world.parse(text).relation is None
+        named = world.named_things(text, scene)
+        assert sorted(k for *_, k in named) == list(range(len(scene.things)))
+        for start, stop, k in named:
+            assert text[start:stop].endswith(f"{scene.things[k].colour} {scene.things[k].shape}")
+        orders.add(tuple(k for *_, k in named))
+    assert orders == {(0,), (0, 1), (1, 0)}
+
+
+def test_vague_names_are_found_too():
+    scene = world.random_scene(random.Random(1), 1)
+    assert world.named_things(
+        "there is a star at the top", world.Scene((replace(scene.things[0], shape="star"),), "black")
+    )
+    assert [k for *_, k in world.named_things(f"a {scene.things[0].colour} shape", scene)] == [0]
+    assert not world.named_things("", scene)
 
 
 @pytest.mark.parametrize("prompt", ["", "an astronaut on a horse", "a circle, a square and a star"])

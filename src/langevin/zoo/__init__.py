@@ -14,6 +14,7 @@ MODELS = {
     "langevin/shapes-unconditional": "unconditional, pixels: coloured shapes (DDPM)",
     "langevin/shapes-inpainting": "inpainting, 64x64: paints a masked part anew from a caption",
     "langevin/shapes-instruct": "editing, 64x64: changes a picture as an instruction says (InstructPix2Pix)",
+    "langevin/shapes-attention": "text to image, 64x64: reads words through cross-attention alone, as SD 1 does",
     "langevin/shapes-outline": "ControlNet for langevin/shapes: fills outlines",
 }
 """Name of each model in the box, and what it does in one line."""

@@ -39,14 +39,16 @@ def paint(pipe: Any, texts: Sequence[str], steps: int, guidance: float, batch: i
     return call(pipe, texts, batch, num_inference_steps=steps, guidance_scale=guidance)
 
 
-def call(pipe: Any, texts: Sequence[str], batch: int = 25, **arguments: Any) -> Iterator[np.ndarray]:
+def call(
+    pipe: Any, texts: Sequence[str], batch: int = 25, first_seed: int = 0, **arguments: Any
+) -> Iterator[np.ndarray]:
     """As :func:`paint`, with any ``arguments`` of the call: lists, with one entry per text, or one value for all."""
     import torch
 
     for start in range(0, len(texts), batch):
         part = slice(start, start + batch)
         now = {key: value[part] if isinstance(value, list) else value for key, value in arguments.items()}
-        generators = [torch.Generator().manual_seed(start + k) for k in range(len(texts[part]))]
+        generators = [torch.Generator().manual_seed(first_seed + start + k) for k in range(len(texts[part]))]
         made = pipe(list(texts[part]), generator=generators, output_type="np", **now).images
         yield from (np.asarray(made) * 255).round().astype(np.uint8)
 

@@ -3,6 +3,7 @@
     python -m langevin.zoo.evaluate_tasks inpainting --count 100
     python -m langevin.zoo.evaluate_tasks instruct --count 60
     python -m langevin.zoo.evaluate_tasks outline --count 100
+    python -m langevin.zoo.evaluate_tasks attention --count 100
 
 Captions and instructions are kept out of training, as in ``evaluate.py``; "held out" again means that a pair of
 colour and shape takes part that no training picture shows.
@@ -27,6 +28,7 @@ from .outlines import anywhere, outlines, vague
 from .reader import Found, foreground, matches, read, stands
 from .world import (
     HELD_OUT_PAIRS,
+    SHAPES,
     SIDE,
     TRAINING_PAIRS,
     Scene,
@@ -34,6 +36,7 @@ from .world import (
     caption,
     coverage,
     is_held_out,
+    listing,
     parse,
     random_scene,
     render,
@@ -179,6 +182,47 @@ def followed(picture: np.ndarray, drawing: Drawing) -> bool:
     return any(len(order) == len(reading.things) and all(map(fits, reading.things, order)) for order in orders)
 
 
+# ------------------------------------------------------------------------------------------------ two things named
+
+EXCITED: dict[str, Any] = {"scale_factor": 5, "max_iter_to_alter": 12, "thresholds": {}, "attn_res": (8, 8)}
+"""Settings of :class:`langevin.AttendAndExcite` that suit 20 steps of a model of this size."""
+
+
+def couples(held_out: bool, count: int, seed: int = evaluate.SEED) -> list[str]:
+    """Captions of two things, "A and B", that are kept out of training."""
+    rng = random.Random(f"{seed}/two/{held_out}")
+    texts: list[str] = []
+    while len(texts) < count:
+        text = listing(random_scene(rng, 2, [*TRAINING_PAIRS, *NEW * 4] if held_out else TRAINING_PAIRS), rng)
+        if is_held_out(text) and held_out == any(f"{colour} {shape}" in text for colour, shape in NEW):
+            texts.append(text)
+    return texts
+
+
+def shape_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Which of a text's tokens are the words for shapes."""
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)
+    return [k for k, piece in enumerate(pieces) if piece.removesuffix("</w>") in SHAPES]
+
+
+def excited(pipe: Any, texts: Sequence[str], batch: int = 25, **arguments: Any) -> list[np.ndarray]:
+    """Pictures (64, 64, 3) uint8 of ``texts``, from the same noise as :func:`.evaluate.paint`, attended and excited."""
+    from langevin import AttendAndExcite
+
+    made: list[np.ndarray] = []
+    for start in range(0, len(texts), batch):
+        part = texts[start : start + batch]
+        guider = AttendAndExcite([shape_tokens(pipe.tokenizer, text) for text in part], **EXCITED)
+        made += evaluate.call(pipe, part, batch, first_seed=start, guiders=(guider,), **arguments)
+    return made
+
+
+def both_appear(picture: np.ndarray, text: str) -> bool:
+    """Whether each thing that the text names is in the picture, in its colour."""
+    shown = [(found.colour, found.shape) for found in read(picture).things]
+    return all((wanted.colour, wanted.shape) in shown for wanted in parse(text).things)
+
+
 # ------------------------------------------------------------------------------------------------ commands
 
 COUNT = typer.Option(100, help="Pictures of each kind.")
@@ -221,7 +265,15 @@ def report_instruct(
     pipe: Any,
     count: int,
     steps: int,
-    scales: Sequence[tuple[float, float]] = ((1.5, 1.0), (2.0, 1.0), (2.0, 1.5), (3.0, 1.0), (3.0, 1.5), (7.5, 1.5)),
+    scales: Sequence[tuple[float, float]] = (
+        (1.5, 1.5),
+        (1.5, 1.0),
+        (2.0, 1.0),
+        (2.0, 1.5),
+        (3.0, 1.0),
+        (3.0, 1.5),
+        (7.5, 1.5),
+    ),
 ) -> None:
     """Print the figures of the card, for pairs of ``guidance_scale`` and ``image_guidance_scale``."""
     for guidance, image_guidance in scales:
@@ -270,6 +322,30 @@ def report_outline(pipe: Any, plain: Any, count: int, steps: int, guidance: Sequ
                 shapes = "said" if said else "unsaid"
                 print(f"  shapes {shapes}, guidance {scale:g}, {name} outlines:", end=" ")
                 print(f"overlap {shared:.3f}, as asked {right}", flush=True)
+
+
+@app.command()
+def attention(model: str = "langevin/shapes-attention", count: int = COUNT, steps: int = 20) -> None:
+    """How often both things of a caption appear, beside pictures of the same seeds with attend-and-excite."""
+    report_attention(evaluate.load(model), count, steps)
+
+
+def report_attention(pipe: Any, count: int, steps: int, guidance: Sequence[float] = (1.0, 2.0, 3.0)) -> None:
+    """Print the figures of the card."""
+    for held_out in (False, True):
+        texts = couples(held_out, count)
+        for scale in guidance:
+            call: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": scale}
+            rows = {"plain": evaluate.call(pipe, texts, **call), "excited": excited(pipe, texts, **call)}
+            both = {
+                name: [both_appear(picture, text) for picture, text in zip(pictures, texts, strict=True)]
+                for name, pictures in rows.items()
+            }
+            won = sum(after and not before for before, after in zip(*both.values(), strict=True))
+            lost = sum(before and not after for before, after in zip(*both.values(), strict=True))
+            pairs = "held-out" if held_out else "seen"
+            print(f"  {pairs:8s} pairs, guidance {scale:g}: both appear in {_share(both['plain'])}", end=", ")
+            print(f"attended and excited {_share(both['excited'])} ({won} won, {lost} lost)", flush=True)
 
 
 if __name__ == "__main__":

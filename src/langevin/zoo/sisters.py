@@ -69,20 +69,25 @@ class Frozen:
 # ------------------------------------------------------------------------------------------------ the smaller UNet
 
 
-def smaller_unet(unet: Any, extra_channels: int, middle: bool) -> Any:
+def smaller_unet(
+    unet: Any, extra_channels: int = 0, middle: bool = True, narrow: bool = False, pooled_text: bool = True
+) -> Any:
     """A UNet of two stages made of the upper two of the three of ``unet``, with ``extra_channels`` more inputs.
 
     The lowest stage is left out, and its middle is replaced by a new one or by none. Every tensor that has a place
-    in the smaller network is taken over. The extra inputs begin with weights of zero.
+    in the smaller network is taken over. The extra inputs begin with weights of zero. A ``narrow`` network keeps
+    three of every four channels; without ``pooled_text`` only cross-attention sees the text.
     """
     from langevin import UNet2DConditionModel
 
     config = UNET | {
         "in_channels": UNET["in_channels"] + extra_channels,
-        "block_out_channels": UNET["block_out_channels"][:2],
+        "block_out_channels": tuple(width * 3 // 4 if narrow else width for width in UNET["block_out_channels"][:2]),
+        "norm_num_groups": UNET["norm_num_groups"] // 2 if narrow else UNET["norm_num_groups"],
         "down_block_types": UNET["down_block_types"][:2],
         "up_block_types": UNET["up_block_types"][1:],
         "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else None,
+        "addition_embed_type": UNET["addition_embed_type"] if pooled_text else None,
     }
     small = UNet2DConditionModel(**config)
     large = unet.state_dict()
@@ -90,9 +95,18 @@ def smaller_unet(unet: Any, extra_channels: int, middle: bool) -> Any:
     for name, tensor in state.items():
         source = large.get(_in_three_stages(name))
         if source is not None:
-            _take_over(tensor, source.float(), from_the_end=name != "conv_in.weight")
+            source = thinned(source.float(), tensor.shape) if narrow else source.float()
+            _take_over(tensor, source, from_the_end=name != "conv_in.weight")
     small.load_state_dict(state)
     return small
+
+
+def thinned(source: Tensor, wanted: Sequence[int]) -> Tensor:
+    """Three of every four entries along the axes that have not the wanted length."""
+    for axis, length in enumerate(wanted):
+        if source.shape[axis] != length:
+            source = source.index_select(axis, torch.tensor([i for i in range(source.shape[axis]) if i % 4 != 3]))
+    return source
 
 
 def _in_three_stages(name: str) -> str | None:

@@ -6,6 +6,7 @@
     python -m langevin.zoo.train unconditional --out made/shapes-unconditional
     python -m langevin.zoo.train inpainting --model made/shapes --out made/shapes-inpainting
     python -m langevin.zoo.train instruct --model made/shapes --out made/shapes-instruct
+    python -m langevin.zoo.train attention --model made/shapes --out made/shapes-attention
     python -m langevin.zoo.train outline --model made/shapes --out made/shapes-outline
 
 A run that was killed goes on from its last thousand steps when the same command is given again.
@@ -77,9 +78,16 @@ def inpainting(model: Path = SISTER, out: Path = OUT, **options: Any) -> None:
 
 @app.command()
 @also_takes(run, evaluate=True)
-def instruct(model: Path = SISTER, out: Path = OUT, **options: Any) -> None:
+def instruct(model: Path = SISTER, out: Path = OUT, start: Path | None = START, **options: Any) -> None:
     """The UNet of langevin/shapes-instruct."""
-    train("instruct", model, out, **options)
+    train("instruct", model, out, start=start, **options)
+
+
+@app.command()
+@also_takes(run, evaluate=True)
+def attention(model: Path = SISTER, out: Path = OUT, **options: Any) -> None:
+    """The UNet of langevin/shapes-attention."""
+    train("attention", model, out, **options)
 
 
 @app.command()

@@ -26,19 +26,34 @@ PASSES = 4
 """How often each pair of pictures is used (with new noise)."""
 DROPPED = 0.05
 """Share of the examples without instruction; as many are without picture, and as many without both."""
-SHIFT = 0.4
-"""More of the high noise levels (around 0.6): what is to come is decided there, by picture and instruction."""
+SHIFTS = (0.4, -0.4)
+"""In the first half more of the high noise levels (around 0.6): what is to come is decided there, by picture and
+instruction. In the second half more of those where outlines are made (around 0.4)."""
 DEFAULTS: dict[str, float] = {"guidance_scale": 1.5, "image_guidance_scale": 1.5}
 """Guidance scales of ``model_index.json``, found by ``python -m langevin.zoo.evaluate_tasks instruct``."""
 
 
 def train(
-    model: Path, out: Path, steps: int = STEPS, batch: int = BATCH, seed: int = 0, minutes: float | None = None
+    model: Path,
+    out: Path,
+    steps: int = STEPS,
+    batch: int = BATCH,
+    seed: int = 0,
+    minutes: float | None = None,
+    start: Path | None = None,
 ) -> None:
-    """Train on the latents of the pipeline in the folder ``model``, and save the new UNet's pipeline in ``out``."""
+    """Train on the latents of the pipeline in the folder ``model``, and save the new UNet's pipeline in ``out``.
+
+    The UNet begins from that pipeline's, or goes on from the one in ``start``, with the second half's noise levels.
+    """
+    from langevin import UNet2DConditionModel
+
     torch.manual_seed(seed)
     frozen = Frozen.load(model)
-    unet = smaller_unet(frozen.unet, extra_channels=4, middle=True).train()
+    if start is None:
+        unet = smaller_unet(frozen.unet, extra_channels=4, middle=True).train()
+    else:
+        unet = UNet2DConditionModel.from_pretrained(start, subfolder="unet", torch_dtype=torch.float32).train()
 
     @lru_cache(maxsize=1)
     def pool(number: int) -> tuple[list[str], Tensor, Tensor]:
@@ -60,7 +75,7 @@ def train(
         def predict(x: Tensor, t: Tensor) -> Tensor:
             return unet(torch.cat([x, seen], 1), t, states).sample
 
-        return frozen.loss(after[chosen], generator, predict, SHIFT)
+        return frozen.loss(after[chosen], generator, predict, SHIFTS[start is not None or step >= steps // 2])
 
     def keep(average: Any, step: int) -> None:
         save(out, "StableDiffusionInstructPix2PixPipeline", average, frozen.scheduler, DEFAULTS)

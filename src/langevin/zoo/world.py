@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,6 +117,9 @@ class Scene:
             return None
         a, b = self.things
         return relation(b.x - a.x, b.y - a.y, DOMINANCE)
+
+
+Describe = Callable[[Scene, random.Random], str]
 
 
 def _cell(centre: float) -> int:
@@ -231,10 +234,22 @@ def caption(scene: Scene, rng: random.Random) -> str:
             if rng.random() < 0.5:
                 first, second, side = second, first, _INVERSE[side]
             text = f"{first} {rng.choice(RELATIONS[side])} {second}"
+    return _framed(text, scene, rng)
+
+
+def _framed(text: str, scene: Scene, rng: random.Random) -> str:
+    """What a scene shows, now and then with its background and with an opening."""
     if rng.random() < 0.4:
         text += rng.choice((f" on a {scene.background} background", f" on {scene.background}"))
     opening = rng.choices(("", "a picture of ", "a drawing of ", "there is "), (0.7, 0.1, 0.1, 0.1))[0]
     return opening + text
+
+
+def listing(scene: Scene, rng: random.Random) -> str:
+    """Say what a scene shows, in any order, and not where."""
+    names = [_name(thing) for thing in scene.things]
+    rng.shuffle(names)
+    return _framed(" and ".join(names), scene, rng)
 
 
 def is_held_out(text: str) -> bool:
@@ -244,9 +259,9 @@ def is_held_out(text: str) -> bool:
     return any(f"{colour} {shape}" in text for colour, shape in HELD_OUT_PAIRS)
 
 
-def training_caption(scene: Scene, rng: random.Random) -> str:
-    """A caption that is not held out."""
-    while is_held_out(text := caption(scene, rng)):
+def training_caption(scene: Scene, rng: random.Random, describe: Describe | None = None) -> str:
+    """A caption, or what ``describe`` says of the scene, that is not held out."""
+    while is_held_out(text := (describe or caption)(scene, rng)):
         pass
     return text
 
@@ -301,6 +316,20 @@ def parse(prompt: str) -> Constraints:
     else:
         cell = next((c for c, says in POSITIONS.items() if says in text), None)
     return Constraints(things, ground[1] if ground else None, side, cell)
+
+
+def named_things(text: str, scene: Scene) -> list[tuple[int, int, int]]:
+    """Where a truthful caption names a scene's things: first and last place of the words, and the thing's number."""
+    places = []
+    for found in _THING.finditer(text):
+        _, colour, shape = (word and word.lower() for word in found.groups())
+        said = [
+            k
+            for k, thing in enumerate(scene.things)
+            if colour in (None, thing.colour) and shape in ("shape", thing.shape)
+        ]
+        places += [(found.start(), found.end(), k) for k in said[:1]]
+    return places
 
 
 # ------------------------------------------------------------------------------------------------ pictures
