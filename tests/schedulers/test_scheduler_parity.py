@@ -153,7 +153,11 @@ def trajectories_agree(case) -> None:
             exact = heun or straight or config.get("predict_x0") is False
             dtype = torch.float64 if exact else torch.float32
             steep = heun and config.get("beta_schedule") in ("squaredcos_cap_v2", "exp")
-            tolerance = 5e-3 if lost else 1e-4 if steep else 1e-5
+            # From zero SNR, where σ is 4096, a predicted original has 4096 times the rounding of x. And DDIM with
+            # eta 1 takes the root of what is 0 but for rounding: of 2⁻²⁴ that is 2.4e-4, on one processor or the other.
+            dark = bool(config.get("rescale_betas_zero_snr"))
+            rooted = dark and name == "DDIMScheduler" and options.get("eta") == 1
+            tolerance = 5e-3 if lost else 5e-4 if rooted else 1e-4 if steep else 1e-5
             theirs.set_timesteps(steps)
             calls = theirs.timesteps.tolist()
             # Of equal timesteps the familiar API takes the second (ours not the second of the whole run).
@@ -164,7 +168,16 @@ def trajectories_agree(case) -> None:
                 elif start != calls.index(calls[start]) + 1:
                     ways = {familiar}
             same_as_reference(
-                ours, theirs, steps, start, ways=ways, tolerance=tolerance, seed=steps, dtype=dtype, **options
+                ours,
+                theirs,
+                steps,
+                start,
+                ways=ways,
+                tolerance=tolerance,
+                originals=1e-3 if dark else 1e-4,
+                seed=steps,
+                dtype=dtype,
+                **options,
             )
 
 
