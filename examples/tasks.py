@@ -20,14 +20,14 @@ from langevin import (
     StableDiffusionPanoramaPipeline,
 )
 from langevin.media.grids import contact_sheet
-from langevin.zoo.evaluate_tasks import shape_tokens
+from langevin.zoo.evaluate_tasks import EXCITED, shape_tokens
 from langevin.zoo.outlines import outlines
 from langevin.zoo.world import Scene, Thing, render
 
 CELL = 128
 SAFEST = {"scale": 5000, "warmup_steps": 0, "threshold": 1.0, "momentum_scale": 0.5, "momentum_beta": 0.7}
 
-EXCITED = (("a red circle and a blue star", 7), ("a green square and a pink ring", 14))
+LACKING = (("a red circle and a blue star", 7), ("a green square and a pink ring", 14))
 """Prompts and seeds of pictures that lack one of two things."""
 
 
@@ -88,11 +88,11 @@ def main(out: Path = Path("tasks.png"), seed: int = 7, steps: int = 20) -> None:
     show(paint(text, guiders=[guider], **{**call, "seed": 6}).images[0], f"safe guidance away from red: {text}")
 
     attentive = DiffusionPipeline.from_pretrained("langevin/shapes-attention")
-    for text, number in EXCITED:
+    for text, number in LACKING:
         tokens = shape_tokens(attentive.tokenizer, text)
         plain = {**call, "seed": number}
         show(attentive(text, **plain).images[0], text)
-        guider = AttendAndExcite(tokens, scale_factor=5, max_iter_to_alter=12, thresholds={}, attn_res=(8, 8))
+        guider = AttendAndExcite(tokens, **EXCITED)
         show(attentive(text, guiders=[guider], **plain).images[0], f"attend and excite: {text}")
 
     wide = StableDiffusionPanoramaPipeline.from_pipe(paint)
