@@ -120,6 +120,7 @@ class Scene:
 
 
 Describe = Callable[[Scene, random.Random], str]
+"""What says of a scene what it shows: :func:`caption`, :func:`listing`."""
 
 
 def _cell(centre: float) -> int:
