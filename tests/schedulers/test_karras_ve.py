@@ -56,7 +56,7 @@ def planned(scheduler, steps, start=0, seed=0, **options):
         return torch.randn(like.shape, generator=generator)
 
     # Begun late, x is that of the first step, raised as the step it begins with says: so the reference's loop has it.
-    x = run.begin(x, noise) if start == 0 else run.start * x + run.added[start] * noise(x)
+    x = run.begin(lambda: x, noise, x.shape, x.device) if start == 0 else run.start * x + run.added[start] * noise(x)
     path, originals = [x], []
     for i in range(2 * start, len(run)):
         out = run.step(score(x, run.timesteps[i]), i, x, noise)
@@ -113,7 +113,7 @@ def test_as_published_sigma_goes_from_max_to_min_and_noise_is_drawn_only_when_ne
             return torch.zeros_like(like)
 
         run = scheduler.plan(18, as_published=published)
-        x = run.begin(torch.ones(2, 3, 4, 4), noise)
+        x = run.begin(lambda: torch.ones(2, 3, 4, 4), noise, (2, 3, 4, 4), "cpu")
         for i in range(len(run)):
             x = run.step(x, i, x, noise).prev_sample
         assert len(drawn) == (sum(inside) if published else 18)
@@ -153,7 +153,8 @@ def test_it_gives_a_gaussian_s_mean_and_spread(churn):
     for begin_with in ("begin", "init_noise_sigma"):
         run = scheduler.plan(60, as_published=True)
         z = torch.randn(1, 1, 100, 200, dtype=torch.float64)
-        x = run.begin(z, torch.randn_like) if begin_with == "begin" else z * run.init_noise_sigma
+        raised = run.begin(lambda z=z: z, torch.randn_like, z.shape, z.device)
+        x = raised if begin_with == "begin" else z * run.init_noise_sigma
         end = sample(run, x, believes(0.4, 0.7))
         assert end.mean().item() == pytest.approx(0.4, abs=0.03)
         assert end.std().item() == pytest.approx(0.7, rel=0.04)
@@ -200,7 +201,8 @@ def test_what_the_reference_refuses_is_refused():
 def test_the_sample_keeps_its_precision_and_the_meta_device_works(dtype):
     for device in ("cpu", "meta"):
         run = KarrasVeScheduler(sigma_max=40.0, s_max=90.0).plan(4, as_published=True)
-        x = run.begin(torch.ones(1, 3, 4, 4, dtype=dtype, device=device), torch.zeros_like)
+        ones = torch.ones(1, 3, 4, 4, dtype=dtype, device=device)
+        x = run.begin(lambda ones=ones: ones, torch.zeros_like, ones.shape, device)
         for i in range(len(run)):
             out = run.step(x, i, x, torch.zeros_like)
             assert out.prev_sample.dtype == out.pred_original_sample.dtype == run.add_noise(x, x, i).dtype == dtype

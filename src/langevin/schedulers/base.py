@@ -69,13 +69,16 @@ class Run:
         timesteps: what the network is told at each call, ints or floats; ``len(run)`` calls in all.
         levels: the noise level x is at when call i starts.
         targets: the level that call i's step goes to.
-        init_noise_sigma: x_T = noise · init_noise_sigma.
+        init_noise_sigma: x_T = noise · init_noise_sigma, unless :meth:`begin` says otherwise.
+        learns_variance: whether ``step`` wants the second half of the network's channels too, which says how much
+            noise to add. Where this is False, ``step`` needs a prediction of x's own channels alone.
 
     A run may begin at any call (image to image) and keeps history, if its solver has any, from there on. Subclasses
     hold a solver: ``configure(**options)`` computes coefficients, ``step`` applies them.
     """
 
     init_noise_sigma: float = 1.0
+    learns_variance: bool = False
 
     def __init__(
         self,
@@ -105,6 +108,21 @@ class Run:
     def configure(self, *args: Any, **options: Any) -> None:
         """Compute the update coefficients as plain numbers, in fp64."""
 
+    def begin(
+        self, first_noise: Callable[[], torch.Tensor], noise: DrawNoise, shape: Sequence[int],
+        device: str | torch.device,
+    ) -> torch.Tensor:  # fmt: skip
+        """x where call 0 starts, if the run begins with noise: for most runs ``first_noise() * init_noise_sigma``.
+
+        Args:
+            first_noise: gives the standard normal noise to begin with, (batch, ...): the caller's own, or drawn when
+                it is first asked for. A run that does not begin with noise does not ask.
+            noise: draws further noise shaped like its argument, if this run needs it.
+            shape: of x, batch and all.
+            device: where x is to be.
+        """
+        return first_noise() * self.init_noise_sigma
+
     def scale_model_input(self, x: torch.Tensor, i: int) -> torch.Tensor:
         """The network's input at call ``i``. Variance-preserving solvers give it x itself."""
         return x
@@ -113,11 +131,12 @@ class Run:
         """Move x over call ``i``'s step.
 
         Args:
-            prediction: the network's output at ``timesteps[i]``, shaped like x (or with twice the channels, where the
-                network also predicts the variance).
+            prediction: the network's output at ``timesteps[i]``, shaped like x; with twice the channels where the run
+                ``learns_variance``: the prediction, then the variance.
             i: the call, 0 to ``len(run) - 1``.
             x: the sample at ``levels[i]``.
-            noise: draws Gaussian noise shaped like its argument; called only if this step adds noise.
+            noise: draws standard normal noise shaped like its argument (a run may ask for another law: its class says
+                so); called only if this step adds noise.
         """
         raise NotImplementedError
 

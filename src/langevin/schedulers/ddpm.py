@@ -51,13 +51,14 @@ class DDPMRun(Run):
             self.coefficients.append((*weights, small, max(beta, _LEAST_VARIANCE)))
 
     @property
-    def learned(self) -> bool:
+    def learns_variance(self) -> bool:  # type: ignore[override]
+        """Whether σ_t is the network's to say, or to choose: "learned" and "learned_range"."""
         return self.variance_type in ("learned", "learned_range")
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         of_x, of_prediction, of_x0, small, beta = self.coefficients[i]
         variance = None
-        if self.learned and prediction.shape[1] == 2 * x.shape[1]:
+        if self.learns_variance and prediction.shape[1] == 2 * x.shape[1]:
             prediction, variance = prediction.chunk(2, dim=1)
 
         if self.limit is None:
@@ -70,7 +71,7 @@ class DDPMRun(Run):
 
         if self.timesteps[i] > 0:  # algorithm 2: no noise into the image itself
             z = (noise or draw)(prediction)
-            if self.learned:
+            if self.learns_variance:
                 terms.append((1.0, self._learned_deviation(variance, small, beta) * z))
             else:
                 large = self.variance_type.startswith("fixed_large")

@@ -5,7 +5,7 @@ Design Space of Diffusion-Based Generative Models", arXiv:2206.00364, algorithm 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -60,9 +60,15 @@ class KarrasVeRun(Run):
         levels, targets = ([Level(1.0, sigma) for sigma in side] for side in (told, reached))
         super().__init__(told, levels, targets, "negative_epsilon")
 
-    def begin(self, z: torch.Tensor, noise: DrawNoise) -> torch.Tensor:
-        """x̂_0 of unit noise z. (``z * init_noise_sigma`` is the same in distribution, with one draw less.)"""
-        return self._raise(self.start * z, 0, noise)
+    def begin(
+        self, first_noise: Callable[[], torch.Tensor], noise: DrawNoise, shape: Sequence[int],
+        device: str | torch.device,
+    ) -> torch.Tensor:  # fmt: skip
+        """x̂_0: the first noise, raised to σ̂_0 by ``noise``.
+
+        (``first_noise() * init_noise_sigma`` is the same in distribution, with one draw less.)
+        """
+        return self._raise(self.start * first_noise(), 0, noise)
 
     def _raise(self, x: torch.Tensor, step: int, noise: DrawNoise) -> torch.Tensor:
         if self.as_published and self.added[step] == 0.0:
@@ -111,7 +117,8 @@ class KarrasVeScheduler(SchedulerMixin):
     the reference implementation takes table 1's time t = σ² for σ. ``with_spacing`` takes any sigma spacing.
 
         >>> run = KarrasVeScheduler(sigma_max=50.0).plan(18, as_published=True)  # 35 calls
-        >>> x = run.begin(torch.randn(1, 3, 32, 32), noise=torch.randn_like)
+        >>> shape = (1, 3, 32, 32)
+        >>> x = run.begin(lambda: torch.randn(shape), torch.randn_like, shape, "cpu")
         >>> for i, sigma in enumerate(run.timesteps):
         ...     x = run.step(sigma * score(x, sigma), i, x, noise=torch.randn_like).prev_sample
     """

@@ -8,7 +8,7 @@ multiply (equation 8), so a transition between any two timesteps is three number
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf, log
 from typing import NamedTuple
 
@@ -117,7 +117,7 @@ class VQDiffusionRun(Run):
     """x_s drawn from p(x_s | x_t), code by code. x: (batch, places), whole numbers; it begins as all mask.
 
     The network's output is log p(x0), (batch, K, places), finite. ``noise`` must be *uniform* in [0, 1), shaped like
-    its argument: :func:`draw_uniform`.
+    its argument, fp32: ``torch.rand_like``, or :func:`draw_uniform`. It is used as it comes.
     """
 
     def __init__(self, timesteps: list[int], wholes: list[Transition], befores: list[Transition | None]):
@@ -130,6 +130,18 @@ class VQDiffusionRun(Run):
         # The share of codes that are still the picture's own; what else a level is, only self.wholes says.
         levels = [Level(whole.alpha, 1.0 - whole.alpha) for whole in wholes]
         super().__init__([*timesteps], levels, [*levels[1:], Level(1.0, 0.0)], "log_probabilities")
+
+    def begin(
+        self, first_noise: Callable[[], torch.Tensor], noise: DrawNoise, shape: Sequence[int],
+        device: str | torch.device,
+    ) -> torch.Tensor:  # fmt: skip
+        """The mask at every place, int64, (batch, places). Nothing is drawn."""
+        return torch.full(tuple(shape), self.mask, dtype=torch.int64, device=device)
+
+    @property
+    def mask(self) -> int:
+        """The code that says nothing about the picture: K, one more than the last of the others."""
+        return self.wholes[0].codes
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, i: int) -> torch.Tensor:
         """Codes drawn from q(x_t | x0) at call ``i``; after the last, x0. noise: uniform, (batch, K + 1, places)."""
@@ -162,9 +174,9 @@ class VQDiffusionScheduler(SchedulerMixin):
     ``with_spacing`` takes the timestep spacings; "simple" and "trailing" are the paper's, rounded one way or the other.
 
         >>> run = VQDiffusionScheduler(num_vec_classes=2887).plan(25, as_published=True)
-        >>> x = torch.full((1, 1024), 2886)
+        >>> x = torch.full((1, 1024), 2886)  # or run.begin(…)
         >>> for i, t in enumerate(run.timesteps):
-        ...     x = run.step(network(x, t), i, x, noise=draw_uniform).prev_sample
+        ...     x = run.step(network(x, t), i, x, noise=torch.rand_like).prev_sample
     """
 
     run_options = ("as_published",)
