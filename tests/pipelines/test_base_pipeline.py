@@ -178,7 +178,7 @@ def test_a_checkpoint_of_2022(reference, folder):
         pipe.feature_extractor.crop_size == {"height": 32, "width": 32} or pipe.feature_extractor.crop_size.height == 32
     )
     assert pipe("a", 16, 16, num_inference_steps=1, output_type="pt").images.shape == (1, 3, 16, 16)
-    assert pipe._size(None, None) == (128, 128), "their sample_size is not to be trusted: 64, as in the reference"
+    assert pipe.size(None, None) == (128, 128), "their sample_size is not to be trusted: 64, as in the reference"
     pipe.save_pretrained(folder)
     assert alike(diffusers.DiffusionPipeline.from_pretrained(folder), reference)
     assert not [name for name in names(folder) if name.endswith(".bin")], "the old pickles are gone"

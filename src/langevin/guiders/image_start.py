@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from langevin.guiders.base import Guider, Setup
+from langevin.guiders.base import Guider
+from langevin.guiders.setup import Setup
 
 
 @dataclass

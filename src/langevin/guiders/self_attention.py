@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from langevin.guiders.attention_maps import map_size, watching
-from langevin.guiders.base import Guider, Setup, Step
+from langevin.guiders.base import Guider, Step
+from langevin.guiders.setup import Setup
 from langevin.guiders.windows import Box, stitch
 from langevin.models.layers.attention import Attention
 
@@ -46,10 +47,10 @@ class SelfAttentionGuidance(Guider):
             raise ValueError(f"scale={self.scale} of SelfAttentionGuidance must be at least 0, which is off")
 
     def prepare(self, setup: Setup) -> None:
-        self._shape = setup.shape
+        self._places = setup.picture_places("self-attention guidance")
         self._layer = lowest_self_attention(setup.network)
-        if self.scale and min(self._shape[-2:]) <= _REACH:
-            sides = " x ".join(map(str, self._shape[-2:]))
+        if self.scale and min(self._places) <= _REACH:
+            sides = " x ".join(map(str, self._places))
             raise ValueError(
                 f"self-attention guidance blurs over {2 * _REACH + 1} x {2 * _REACH + 1} places, and x has {sides}; "
                 f"make pictures with at least {_REACH + 1} x {_REACH + 1}"
@@ -65,7 +66,7 @@ class SelfAttentionGuidance(Guider):
     def _see(self, probabilities: Tensor, layer: Attention, names: tuple[str, ...] = (), views: Any = None) -> None:
         """Keep for each branch where places get more than their share of attention, in the size of x or its windows."""
         received = probabilities.mean(1).sum(1)  # over the heads, over who looks: (rows, places)
-        boxes = views or [(0, self._shape[-2], 0, self._shape[-1])]
+        boxes = views or [(0, self._places[0], 0, self._places[1])]
         top, bottom, left, right = boxes[0]
         height, width = bottom - top, right - left
         size = map_size(received.shape[1], height, width)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from langevin import __version__
+from langevin.guiders.setup import Setup
 from langevin.media.convert import denormalize, pt_to_numpy, to_pictures
 
 PLAIN = (str, int, float, bool, type(None))
@@ -48,18 +49,20 @@ def check_output_type(output_type: str, *more: str) -> None:
         raise ValueError(f"output_type is {output_type!r}; allowed: {', '.join(allowed)}")
 
 
-def call_settings(pipeline: Any, arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+def call_settings(
+    pipeline: Any, arguments: Mapping[str, Any], stages: Sequence[Setup] = (), **more: Any
+) -> dict[str, Any]:
     """Plain values that tell how to make a call again.
 
     Args:
         arguments: the call's arguments; numbers, texts and lists of them are kept, tensors and callbacks are named
             under ``"not_recorded"``; see :func:`recorded`.
+        stages: of the call; their schedulers are recorded.
         more: further entries, such as height and width once they are known.
     """
     kept, left_out = {}, []
     for name, value in arguments.items():
-        empty = value is None or (isinstance(value, (list, tuple)) and not value)
-        if name == "callback_on_step_end_tensor_inputs" or empty:
+        if value is None or (isinstance(value, (list, tuple)) and not value):
             continue
         if name in ("guiders", "control"):
             kept[name] = [describe_guider(guider) for guider in value]
@@ -68,14 +71,12 @@ def call_settings(pipeline: Any, arguments: Mapping[str, Any], **more: Any) -> d
             kept[name] = plain
         else:
             left_out.append(name)
-    scheduler = pipeline.scheduler
     settings = {
         "langevin": __version__,
         "pipeline": type(pipeline).__name__,
         "model": getattr(pipeline, "name_or_path", None),
         **kept,
-        "scheduler": type(scheduler).__name__,
-        "scheduler_config": {k: v for k, v in scheduler.config.items() if k == "_spacing" or not k.startswith("_")},
+        **_schedulers(stages),
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "device": pipeline.device.type,
         **more,
@@ -83,6 +84,18 @@ def call_settings(pipeline: Any, arguments: Mapping[str, Any], **more: Any) -> d
     if left_out:
         settings[LOST] = left_out
     return settings
+
+
+def _schedulers(stages: Sequence[Setup]) -> dict[str, Any]:
+    """The scheduler of a call with one stage; those of several by the stage's name."""
+
+    def described(scheduler: Any) -> dict[str, Any]:
+        config = {k: v for k, v in scheduler.config.items() if k == "_spacing" or not k.startswith("_")}
+        return {"scheduler": type(scheduler).__name__, "scheduler_config": config}
+
+    if len(stages) == 1:
+        return described(stages[0].scheduler)
+    return {"stages": {stage.name: described(stage.scheduler) for stage in stages}} if stages else {}
 
 
 def describe_guider(guider: Any) -> dict[str, Any]:

@@ -4,20 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 from langevin.guiders.attend_and_excite import AttendAndExcite
-from langevin.pipelines.stable_diffusion import StableDiffusionPipeline
-from langevin.pipelines.stable_diffusion_base import StableDiffusionBase
+from langevin.pipelines.given import Range, takes
+from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
+from langevin.pipelines.stable_diffusion.given import TextGiven, middle
 from langevin.prompts.chunks import chunk_text
 from langevin.prompts.encoder import PromptEncoder
 from langevin.prompts.tree import Text
 from langevin.prompts.weighting import grammar
-from langevin.signatures import also_takes
 
+_IP_ADAPTER = "ip_adapter_image ip_adapter_image_embeds"
 THRESHOLDS = {0: 0.05, 10: 0.5, 20: 0.8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttendAndExciteGiven(TextGiven):
+    """Arguments of :class:`StableDiffusionAttendAndExcitePipeline`.
+
+    Args:
+        token_indices: places of the words that must be in the picture; see
+            :meth:`StableDiffusionAttendAndExcitePipeline.get_indices`. Or a list of places for each prompt.
+        max_iter_to_alter: how many steps move x.
+        thresholds: step -> how much each word must be looked at after it, 0 to 1.
+        scale_factor: how far x is moved; 0 is off.
+        attn_res: rows and columns of the attention maps that count, (16, 16) for 512 pixels. None: the picture's
+            width, then its height, over 4 latents, as in the reference; that its maps are then read the wrong way
+            round matters to pictures that are not square.
+        scaled_input: see :class:`langevin.AttendAndExcite`; the reference's False matters to schedulers that count
+            in σ.
+    """
+
+    token_indices: Sequence[int] | Sequence[Sequence[int]] | None = field(default=None, kw_only=False)
+    max_iter_to_alter: Annotated[int, Range(0)] = 25
+    thresholds: Mapping[int, float] = field(default_factory=THRESHOLDS.copy)
+    scale_factor: Annotated[float, Range(0)] = 20
+    attn_res: tuple[int, int] | None = (16, 16)
+    scaled_input: bool = False
+
+    positional = (
+        f"prompt token_indices height width num_inference_steps {middle(without=_IP_ADAPTER)} "
+        "callback callback_steps cross_attention_kwargs max_iter_to_alter thresholds scale_factor attn_res clip_skip"
+    )
 
 
 class StableDiffusionAttendAndExcitePipeline(StableDiffusionBase):
@@ -55,45 +85,20 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionBase):
         ids = chunks.ids().flatten().tolist()
         return dict(enumerate(encoder.pieces(ids[: len(ids) - padding])))
 
-    @torch.no_grad()
-    @also_takes(StableDiffusionPipeline.__call__)
-    def __call__(
-        self,
-        prompt: str | list[str] | None = None,
-        token_indices: Sequence[int] | Sequence[Sequence[int]] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        *,
-        max_iter_to_alter: int = 25,
-        thresholds: Mapping[int, float] = THRESHOLDS,
-        scale_factor: float = 20,
-        attn_res: tuple[int, int] | None = (16, 16),
-        scaled_input: bool = False,
-        **common: Any,
-    ) -> Any:
-        """Make pictures.
-
-        Args:
-            token_indices: places of the words that must be in the picture; see :meth:`get_indices`. Or a list of
-                places for each prompt.
-            max_iter_to_alter: how many steps move x.
-            thresholds: step -> how much each word must be looked at after it, 0 to 1.
-            scale_factor: how far x is moved; 0 is off.
-            attn_res: rows and columns of the attention maps that count, (16, 16) for 512 pixels. None: the picture's
-                width, then its height, over 4 latents, as in the reference; that its maps are then read the wrong way
-                round matters to pictures that are not square.
-            scaled_input: see :class:`langevin.AttendAndExcite`; the reference's False matters to schedulers that count
-                in σ.
-
-        The other arguments are those of :class:`~langevin.StableDiffusionPipeline`.
-        """
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "common", "__class__")}
+    @takes(AttendAndExciteGiven)
+    def __call__(self, given: AttendAndExciteGiven) -> Any:
+        """Make pictures."""
+        attn_res = given.attn_res
         if attn_res is None:
             side = 4 * self.vae_scale_factor
-            rows, columns = self._size(height, width)
+            rows, columns = self.size(given.height, given.width)
             attn_res = math.ceil(columns / side), math.ceil(rows / side)
         guider = AttendAndExcite(
-            token_indices or (), max_iter_to_alter, thresholds, scale_factor, attn_res, scaled_input
+            given.token_indices or (),
+            given.max_iter_to_alter,
+            given.thresholds,
+            given.scale_factor,
+            attn_res,
+            given.scaled_input,
         )
-        return self._generate({**common, **arguments}, [guider])
+        return self.generate(given, [guider])

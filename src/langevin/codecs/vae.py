@@ -1,11 +1,13 @@
-"""Codecs: from pictures to what the network denoises, and back."""
+"""Pictures to latents and back, through an autoencoder."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
+from langevin.codecs.base import check_size
 from langevin.randomness import Noise
 
 
@@ -15,6 +17,8 @@ class VaeCodec:
     The numbers come from the autoencoder's config: ``encode`` gives (z - shift) · scale, ``decode`` takes
     z / scale + shift (Rombach et al. 2022, 2112.10752, section G; shift is 0 where the config has none).
     """
+
+    axes = 2
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae
@@ -31,6 +35,11 @@ class VaeCodec:
         """Pixels per latent in each direction."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    def shape(self, count: int, size: Sequence[int]) -> tuple[int, ...]:
+        """``(count, channels, height / scale_factor, width / scale_factor)``."""
+        check_size(size, self.scale_factor)
+        return (count, self.channels, *(side // self.scale_factor for side in size))
+
     def encode(self, pixels: Tensor, noise: Noise | None = None) -> Tensor:
         """``(batch, 3, height, width)`` in [-1, 1] to latents: drawn with ``noise``, else the mode."""
         return (self.posterior(pixels, noise) - self.shift) * self.scale
@@ -43,26 +52,3 @@ class VaeCodec:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to ``(batch, 3, height, width)``, about [-1, 1] (not clamped)."""
         return self.vae.decode(latents / self.scale + self.shift, return_dict=False)[0]
-
-
-class PixelCodec:
-    """For networks that denoise the pixels themselves: nothing to do.
-
-    Args:
-        channels: of the pictures.
-    """
-
-    scale_factor = 1
-
-    def __init__(self, channels: int = 3) -> None:
-        self.channels = channels
-
-    def encode(self, pixels: Tensor, noise: Noise | None = None) -> Tensor:
-        """``(batch, channels, height, width)`` in [-1, 1], as it is."""
-        return pixels
-
-    posterior = encode
-
-    def decode(self, x: Tensor) -> Tensor:
-        """x, as it is."""
-        return x
