@@ -22,7 +22,7 @@ from test_scheduler_meaning import ode_error, sample
 
 import langevin
 from langevin import DEISMultistepScheduler
-from langevin.schedulers.deis import adams_moments, adams_weights
+from langevin.schedulers.logsnr.deis import adams_moments, adams_weights
 
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 CONFIGS = [

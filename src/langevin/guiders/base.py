@@ -13,7 +13,7 @@ from torch import Tensor
 from langevin.randomness import Noise
 
 if TYPE_CHECKING:
-    from langevin.schedulers.base import Run
+    from langevin.schedulers.run import Run
 
 Conditions = Mapping[str, Any]
 """What one branch is told: keyword arguments of the network, as ``{"encoder_hidden_states": (batch, tokens, dim)}``.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .noise import Level
+from langevin.schedulers.noise import Level
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # of most solvers; some know "flow_prediction" too
 _TINY = 1e-10  # stands in for a level without image or without noise, so that no 0/0 arises
