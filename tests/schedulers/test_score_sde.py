@@ -257,7 +257,7 @@ def test_variance_preserving_spacings_and_own_levels():
     assert (karras.sigmas[0], karras.sigmas[-2]) == pytest.approx((80.0, 0.05))
     own = scheduler.plan(sigmas=karras.sigmas)
     assert own.timesteps == pytest.approx(karras.timesteps)
-    torch.testing.assert_close(torch.tensor(own.coefficients), torch.tensor(karras.coefficients))
+    torch.testing.assert_close(torch.tensor(own.weights), torch.tensor(karras.weights))
     assert scheduler.plan(timesteps=[0.8, 0.5, 0.1]).timesteps == pytest.approx([0.8, 0.5, 0.1])
     half = scheduler.plan(sigmas=[20.0, 5.0, 1.0])
     assert half.targets[-1].ratio == pytest.approx(1.0)

@@ -1,5 +1,5 @@
-"""The methods users know from diffusers, ``set_timesteps``, ``step``, ``scale_model_input`` and ``add_noise``, written
-once, on a run that the scheduler keeps for them. Pipelines need none of it: they call ``plan``.
+"""The methods that users of diffusers know, ``set_timesteps``, ``step``, ``scale_model_input`` and ``add_noise``,
+written once, on a run that the scheduler keeps for them. Pipelines need none of it: they call ``plan``.
 """
 
 from __future__ import annotations

@@ -58,6 +58,12 @@ def to_epsilon(prediction_type: str, level: Level) -> tuple[float, float]:
     return 1 / max(sigma, _TINY), -alpha / max(sigma, _TINY)
 
 
+def to_slope(prediction_type: str, level: Level) -> tuple[float, float]:
+    """(a, b) with dx/dσ = (x - x0)/σ = a·x + b·output, where α is 1; 0 where there is no noise."""
+    p, q = to_x0(prediction_type, level)
+    return ((1.0 - p) / level.sigma, -q / level.sigma) if level.sigma else (0.0, 0.0)
+
+
 def limiter(config: Mapping[str, Any]) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """The bound that a config puts on predicted images: dynamic thresholding, else clipping, else none."""
     if config.get("thresholding"):

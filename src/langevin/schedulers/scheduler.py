@@ -18,6 +18,7 @@ from langevin.schedulers import catalogue
 from langevin.schedulers import prediction as predictions
 from langevin.schedulers import spacing as spacings
 from langevin.schedulers.familiar import FamiliarMethods
+from langevin.schedulers.manners import Manners
 from langevin.schedulers.noise import Level, NoiseSchedule
 from langevin.schedulers.run import Run
 
@@ -50,6 +51,8 @@ class SchedulerMixin(FamiliarMethods):
     order = 1
     run_options: ClassVar[tuple[str, ...]] = ()
     prediction_types: ClassVar[tuple[str, ...]] = predictions.PREDICTION_TYPES
+    # What the run option as_published chooses between, where the reference implementation is not what is published.
+    _manners: ClassVar[Manners[Any] | None] = None
     _compatibles: ClassVar[list[str]] = catalogue.COMPATIBLES
 
     # The spacings that there can be, and what about the class it is that others do not fit.
@@ -114,11 +117,20 @@ class SchedulerMixin(FamiliarMethods):
             raise ValueError(f"a run needs at least one step, got {steps}")
         told = self._own.get("prediction_type", self.prediction_types[0])  # some classes know only one
         predictions.check(told, self.prediction_types, type(self).__name__)
+        if self._manners is not None:
+            options["manner"] = self._manners.of(options.pop("as_published", False))
         return self._plan(steps, timesteps, sigmas, **options)
 
     def _plan(self, *args: Any, **options: Any) -> Run:
-        """``(steps, timesteps, sigmas, **options)``, checked: the one thing that a scheduler must define."""
+        """``(steps, timesteps, sigmas, **options)``, checked: the one thing that a scheduler must define.
+
+        Of a class that has manners, ``manner`` stands in the place of ``as_published``.
+        """
         raise NotImplementedError
+
+    def _untold(self, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> bool:
+        """Whether the class lays a run's levels by its config: nobody gave levels or chose a spacing."""
+        return timesteps is None and sigmas is None and self._spacing is None
 
     def with_spacing(self, spacing: str, **options: Any):
         """This scheduler with another spacing, as a new object. Saved and carried over by ``from_config``.

@@ -8,7 +8,7 @@ Made for audio (Dance Diffusion): time runs from 1 to 0, and the level at time t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import ClassVar
 
@@ -18,39 +18,40 @@ import torch
 from langevin.checkpoints.config import register_to_config
 from langevin.schedulers import prediction as predictions
 from langevin.schedulers.arithmetic import DrawNoise, cast, combine
+from langevin.schedulers.continuous.deviations import IPNDM_FIRST
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import Run, StepOutput
 from langevin.schedulers.steps import CountedSteps, PlainStep
 from langevin.schedulers.timesteps.pndm import ADAMS_BASHFORTH
+from langevin.schedulers.weights import Recipe
 
 
 class IPNDMRun(Run):
     """x ← α'·(x - σ·ε̄)/α + σ'·ε̄, where ε̄ is the Adams-Bashforth mean of the latest ε (equation 12)."""
 
-    def __init__(self, *args, as_published: bool):
-        self.as_published = as_published
+    def __init__(self, *args, manner: Callable[[float, float], tuple[float, float]]):
+        self.manner = manner
         self.history: list[torch.Tensor] = []  # ε, the newest first
         super().__init__(*args)
 
     def configure(self) -> None:
-        self.weights, self.moves = [], []
+        self.readings = [predictions.to_epsilon(self.prediction_type, level) for level in self.levels]
+        self.recipes: list[list[Recipe]] = []  # recipes[i][n - 1]: at call i, with n ε
         for level, target in zip(self.levels, self.targets, strict=True):
-            self.weights.append(predictions.to_epsilon(self.prediction_type, level))
             ratio = target.alpha / level.alpha if level.alpha else 0.0
-            self.moves.append((ratio, target.sigma - ratio * level.sigma))
+            of_mean = target.sigma - ratio * level.sigma
+            self.recipes.append([Recipe(ratio, [of_mean * w for w in weights]) for weights in ADAMS_BASHFORTH])
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
-        r, w = self.weights[i]
+        r, w = self.readings[i]
         self.history = [combine((r, x), (w, prediction)), *self.history[:3]]
         original = self._later(prediction, i, x)
         if self.levels[i].alpha == 0.0:  # ε is x itself, and its mean says nothing about the image: 0/0
-            p, q = predictions.to_x0(self.prediction_type, self.levels[i])
+            p, q = self.manner(*self.to_x0(self.levels[i]))
             alpha, sigma = self.targets[i]
-            image = [(alpha * p, x), (alpha * q, prediction)] if self.as_published else []
-            return StepOutput(cast(combine((sigma, self.history[0]), *image), x.dtype), original)
-        a, b = self.moves[i]
-        mean = zip(ADAMS_BASHFORTH[len(self.history) - 1], self.history, strict=True)
-        previous = combine((a, x), *((b * weight, epsilon) for weight, epsilon in mean))
+            previous = combine((sigma, self.history[0]), (alpha * p, x), (alpha * q, prediction))
+        else:
+            previous = self.recipes[i][len(self.history) - 1].sum(x, self.history)
         return StepOutput(cast(previous, x.dtype), original)
 
 
@@ -81,6 +82,7 @@ class IPNDMScheduler(PlainStep, CountedSteps):
     """
 
     run_options = ("as_published",)
+    _manners = IPNDM_FIRST
     _tuple_has_original = False
     prediction_types = ("v_prediction",)
     _compatibles: ClassVar[list[str]] = []
@@ -91,8 +93,9 @@ class IPNDMScheduler(PlainStep, CountedSteps):
         pass
 
     def _plan(
-        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, as_published: bool = False
-    ) -> IPNDMRun:
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
+        manner: Callable[[float, float], tuple[float, float]],
+    ) -> IPNDMRun:  # fmt: skip
         if timesteps is not None:
             shares = [math.sin(t * math.pi / 2) for t in [*map(float, timesteps), 0.0]]
         elif sigmas is not None:
@@ -112,7 +115,7 @@ class IPNDMScheduler(PlainStep, CountedSteps):
             late >= early for early, late in pairwise(visited)
         ):
             raise ValueError(f"levels must be in descending order of noise; their timesteps are {visited}")
-        return IPNDMRun(visited, levels[:-1], levels[1:], "v_prediction", as_published=as_published)
+        return IPNDMRun(visited, levels[:-1], levels[1:], "v_prediction", manner=manner)
 
     def _even_shares(self, steps: int) -> list[float]:
         """σ of the levels of a run that was told nothing else, and of its end."""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -16,24 +16,11 @@ from langevin.checkpoints.config import register_to_config
 from langevin.outputs import BaseOutput
 from langevin.schedulers import spacing as spacings
 from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw
+from langevin.schedulers.churn import Churn
+from langevin.schedulers.continuous.deviations import KARRAS_VE, KarrasVeAsPublished
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import Run, StepOutput
 from langevin.schedulers.scheduler import SchedulerMixin
-from langevin.schedulers.sigma.base import churned
-
-
-class Churn(NamedTuple):
-    """How much noise to add before steps whose σ lies in [s_min, s_max]."""
-
-    s_churn: float
-    s_min: float
-    s_max: float
-    s_noise: float
-
-    def raised(self, sigma: float, steps: int) -> tuple[float, float]:
-        """(σ̂, standard deviation of the noise that leads there): algorithm 2, lines 3 to 6."""
-        hat = churned(sigma, steps, self.s_churn, self.s_min, self.s_max)
-        return hat, self.s_noise * math.sqrt(hat**2 - sigma**2)
 
 
 class KarrasVeRun(Run):
@@ -44,15 +31,15 @@ class KarrasVeRun(Run):
     begin at any step's first call: every even ``i``.
     """
 
-    def __init__(self, sigmas: Sequence[float], start: float, churn: Churn, as_published: bool = False):
+    def __init__(self, sigmas: Sequence[float], start: float, churn: Churn, manner: KarrasVeAsPublished):
         """``sigmas``: one per step, and the one to end at. ``start``: σ of the noise that the first step is given."""
         self.start = start
-        self.as_published = as_published
+        self.manner = manner
         self.added: list[float] = []  # by step
         told, reached = [], []
         for sigma, following in pairwise(sigmas):
-            hat, added = churn.raised(sigma, len(sigmas) - 1)
-            self.added.append(added)
+            hat = churn.raised(sigma, len(sigmas) - 1)
+            self.added.append(churn.added(sigma, hat))
             told += [hat, following] if following else [hat]
             reached += [following] * (2 if following else 1)
         self.init_noise_sigma = math.hypot(start, self.added[0])
@@ -72,7 +59,7 @@ class KarrasVeRun(Run):
         return self._raise(self.start * first_noise(), 0, noise)
 
     def _raise(self, x: torch.Tensor, step: int, noise: DrawNoise) -> torch.Tensor:
-        if self.as_published and self.added[step] == 0.0:
+        if self.added[step] == 0.0 and not self.manner.draws_always:
             return x
         return cast(combine((1.0, x), (self.added[step], noise(x))), x.dtype)
 
@@ -126,6 +113,7 @@ class KarrasVeScheduler(SchedulerMixin):
 
     order = 2
     run_options = ("as_published",)
+    _manners = KARRAS_VE
     _spacings = spacings.SIGMA_SPACINGS
     _spacings_because = "is told σ and has no training timesteps"
     _compatibles = []
@@ -139,7 +127,7 @@ class KarrasVeScheduler(SchedulerMixin):
         self, sigma_min: float = 0.02, sigma_max: float = 100, s_noise: float = 1.007, s_churn: float = 80,
         s_min: float = 0.05, s_max: float = 50,
     ):  # fmt: skip
-        self._churn = Churn(s_churn, s_min, s_max, s_noise)
+        self._churn = Churn(s_churn, s_min, s_max, s_noise)  # appendix E's names for the ends are S_min and S_max
 
     @property
     def init_noise_sigma(self) -> float:
@@ -149,23 +137,24 @@ class KarrasVeScheduler(SchedulerMixin):
     def _sigma_spacing(self) -> tuple[str | None, dict[str, Any]]:
         return self._spacing or ("exponential", {})
 
-    def _visit_sigmas(self, steps: int, as_published: bool = False) -> tuple[list[float], float]:
+    def _visit_sigmas(self, steps: int, manner: KarrasVeAsPublished = KARRAS_VE.reference) -> tuple[list[float], float]:
         """(σ of every step, σ of the noise to begin with)."""
         least, most = float(self.config.sigma_min), float(self.config.sigma_max)
-        squared = self._spacing is None and not as_published
-        visited = self._spaced_sigmas(steps, *((most**2, least**2) if squared else (most, least)))
+        if self._spacing is not None:
+            manner = KARRAS_VE.published
+        visited = self._spaced_sigmas(steps, *manner.ends(most, least))
         assert visited is not None
-        return visited, most if squared else visited[0]
+        return visited, manner.start(most, visited[0])
 
     def _plan(
-        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, as_published: bool = False
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, manner: KarrasVeAsPublished
     ) -> KarrasVeRun:
         if timesteps is not None:
             raise ValueError("KarrasVeScheduler has no timesteps: give sigmas, or num_inference_steps")
         if sigmas is None:
-            visited, start = self._visit_sigmas(steps, as_published)
-            return KarrasVeRun([*visited, 0.0], start, self._churn, as_published)
-        return KarrasVeRun([float(sigma) for sigma in sigmas], float(sigmas[0]), self._churn, as_published)
+            visited, start = self._visit_sigmas(steps, manner)
+            return KarrasVeRun([*visited, 0.0], start, self._churn, manner)
+        return KarrasVeRun([float(sigma) for sigma in sigmas], float(sigmas[0]), self._churn, manner)
 
     # -- the familiar API: the caller walks over ``timesteps`` and looks σ up in ``schedule`` ------------------------
 
@@ -193,7 +182,8 @@ class KarrasVeScheduler(SchedulerMixin):
         """
         if self.num_inference_steps is None:
             raise ValueError("KarrasVeScheduler has no timesteps yet: call set_timesteps(steps) first")
-        hat, added = self._churn.raised(float(sigma), self.num_inference_steps)
+        hat = self._churn.raised(float(sigma), self.num_inference_steps)
+        added = self._churn.added(float(sigma), hat)
         noise = draw(torch.empty_like(sample, dtype=torch.float32), generator)
         return combine((1.0, sample), (added, noise)), sigma * (hat / float(sigma))
 

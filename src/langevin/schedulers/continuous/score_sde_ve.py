@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,9 +17,12 @@ from langevin.checkpoints.config import register_to_config
 from langevin.outputs import BaseOutput
 from langevin.schedulers import spacing as spacings
 from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw, spread, upcast
+from langevin.schedulers.continuous import deviations
+from langevin.schedulers.continuous.deviations import ScoreSdeVeAsPublished
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import Run, StepOutput
 from langevin.schedulers.scheduler import SchedulerMixin
+from langevin.schedulers.weights import Weights
 
 _CLEAN = Level(1.0, 0.0)
 
@@ -50,30 +52,30 @@ class ScoreSdeVeRun(Run):
     """
 
     def __init__(
-        self, told: Sequence[float], steps: Sequence[tuple[float, float]], snr: float, correct_steps: int,
-        as_published: bool = False,
-    ):  # fmt: skip
-        """``told``: the σ that the network is told; ``steps``: from which σ to which, by the table of σ."""
+        self, told: Sequence[float], steps: Sequence[tuple[float, float]], snr: float, correct_steps: int, alone: bool
+    ):
+        """``told``: the σ that the network is told; ``steps``: from which σ to which; ``alone``: see
+        :func:`langevin_step`."""
         self.snr = snr
-        self.as_published = as_published
+        self.alone = alone
         at = [Level(1.0, sigma) for sigma in told]
-        self.variances: list[float | None] = []  # of the predictor's noise; None for a corrector's call
+        self.weights: list[Weights | None] = []  # of the predictor; None for a corrector's call
         levels, targets = [], []
         for level, following, (sigma, lower) in zip(at, [*at[1:], _CLEAN], steps, strict=True):
-            self.variances += [*[None] * correct_steps, sigma**2 - lower**2]
+            variance = sigma**2 - lower**2  # equation 46
+            self.weights += [*[None] * correct_steps, Weights(1.0, variance, of_noise=math.sqrt(variance))]
             levels += [level] * (correct_steps + 1)
             targets += [*[level] * correct_steps, following]
         self.init_noise_sigma = told[0]
         super().__init__([level.sigma for level in levels], levels, targets, "score")
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
-        variance = self.variances[i]
-        if variance is None:
-            moved = langevin_step(x, prediction, (noise or draw)(x), self.snr, self.as_published)
-        elif i + 1 == len(self):
-            moved = combine((1.0, x), (variance, prediction))
-        else:  # equation 46
-            moved = combine((1.0, x), (variance, prediction), (math.sqrt(variance), (noise or draw)(x)))
+        weights = self.weights[i]
+        if weights is None:
+            moved = langevin_step(x, prediction, (noise or draw)(x), self.snr, self.alone)
+        else:
+            z = (noise or draw)(x) if i + 1 < len(self) else None
+            moved = weights.sum(x, prediction, z=z)
         return StepOutput(cast(moved, x.dtype), self._later(prediction, i, x))
 
     def _original(self, prediction: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
@@ -109,6 +111,7 @@ class ScoreSdeVeScheduler(SchedulerMixin):
     """
 
     run_options = ("as_published",)
+    _manners = deviations.SCORE_SDE_VE
     _spacings = spacings.SIGMA_SPACINGS
     _spacings_because = "is told σ and has no training timesteps"
     _compatibles = []
@@ -132,27 +135,22 @@ class ScoreSdeVeScheduler(SchedulerMixin):
         return self.config.sigma_max
 
     def _plan(
-        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, as_published: bool = False
-    ) -> ScoreSdeVeRun:
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
+        manner: ScoreSdeVeAsPublished,
+    ) -> ScoreSdeVeRun:  # fmt: skip
         if timesteps is not None:
             raise ValueError("ScoreSdeVeScheduler is told σ, not timesteps: give sigmas, or num_inference_steps")
         least, most = float(self.config.sigma_min), float(self.config.sigma_max)
-        if sigmas is not None:
-            visited: Sequence[float] | None = [float(sigma) for sigma in sigmas]
-        elif self._spacing is not None or as_published:
-            name, options = self._spacing or ("exponential", {})
-            ends = {"sigma_max": most, "sigma_min": least}
-            visited = [*spacings.SIGMA_SPACINGS[name](steps=steps, **{**ends, **options}), 0.0]
-        else:
-            visited = None
-        if visited is not None:
-            told, moves = visited[:-1], list(pairwise(visited))
-        else:
-            times, table = _times(steps, self.config.sampling_eps), _table(steps, least, most).tolist()
-            told = _sigmas(times, least, most).tolist()
-            places = _places(times, steps).tolist()
-            moves = [(table[k], table[k - 1] if k else 0.0) for k in places]
-        return ScoreSdeVeRun(told, moves, self.config.snr, self.config.correct_steps, as_published)
+        laid = manner.even(steps, most, least, self.config.sampling_eps) if self._untold(timesteps, sigmas) else None
+        if laid is None:
+            if sigmas is not None:
+                visited = [float(sigma) for sigma in sigmas]
+            else:
+                name, options = self._spacing or ("exponential", {})
+                ends = {"sigma_max": most, "sigma_min": least}
+                visited = [*spacings.SIGMA_SPACINGS[name](steps=steps, **{**ends, **options}), 0.0]
+            laid = deviations.moves_between(visited)
+        return ScoreSdeVeRun(*laid, self.config.snr, self.config.correct_steps, manner.alone)
 
     # -- the familiar API: the caller walks over ``timesteps``, the times 1 to ``sampling_eps`` ----------------------
 
@@ -161,7 +159,7 @@ class ScoreSdeVeScheduler(SchedulerMixin):
     ) -> None:
         """Lay out ``timesteps``: times, evenly from 1 to ``sampling_eps``. Call :meth:`set_sigmas` next."""
         eps = self.config.sampling_eps if sampling_eps is None else sampling_eps
-        self.timesteps = _times(num_inference_steps, eps).to(device)
+        self.timesteps = deviations.even_times(num_inference_steps, eps).to(device)
 
     def set_sigmas(
         self, num_inference_steps: int, sigma_min: float | None = None, sigma_max: float | None = None,
@@ -173,8 +171,8 @@ class ScoreSdeVeScheduler(SchedulerMixin):
         if self.timesteps is None:
             self.set_timesteps(num_inference_steps, sampling_eps)
         assert self.timesteps is not None
-        self.sigmas = _sigmas(self.timesteps.cpu(), least, most)
-        self.discrete_sigmas = _table(num_inference_steps, least, most)
+        self.sigmas = deviations.sigmas_at(self.timesteps.cpu(), least, most)
+        self.discrete_sigmas = deviations.even_table(num_inference_steps, least, most)
 
     def get_adjacent_sigma(self, timesteps: torch.Tensor, t: torch.Tensor | None = None) -> torch.Tensor:
         """The σ of ``discrete_sigmas`` before those with these indices; 0 before the first. ``t`` has no say."""
@@ -203,7 +201,7 @@ class ScoreSdeVeScheduler(SchedulerMixin):
             moved = combine((1.0, mean), (deviation, draw(sample, generator)))
             return SdeVeOutput(moved, mean) if return_dict else (moved, mean)
         times = timestep.to(torch.float32).cpu()
-        places = _places(times, len(self.timesteps))
+        places = deviations.places_of(times, len(self.timesteps))
         variance = self.discrete_sigmas[places] ** 2 - self.get_adjacent_sigma(places) ** 2
         variance = spread(variance, sample)
         mean = sample + variance * model_output
@@ -239,24 +237,3 @@ class ScoreSdeVeScheduler(SchedulerMixin):
         noise = draw(original_samples) if noise is None else noise
         sigma = self.discrete_sigmas[torch.as_tensor(timesteps).cpu()].to(original_samples.device)
         return original_samples + noise * spread(sigma, noise)
-
-
-# The tables in fp32, as everybody builds them.
-
-
-def _times(steps: int, eps: float) -> torch.Tensor:
-    return torch.linspace(1, eps, steps)
-
-
-def _sigmas(times: torch.Tensor, least: float, most: float) -> torch.Tensor:
-    """σ(t) = σ_min·(σ_max/σ_min)^t (appendix C)."""
-    return least * (most / least) ** times
-
-
-def _table(steps: int, least: float, most: float) -> torch.Tensor:
-    return torch.linspace(math.log(least), math.log(most), steps).exp()
-
-
-def _places(times: torch.Tensor, steps: int) -> torch.Tensor:
-    """The index in the table of σ that a time means. Cut, so that a time near 1 may mean the one below."""
-    return (times * (steps - 1)).long()

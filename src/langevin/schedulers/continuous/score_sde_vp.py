@@ -18,6 +18,7 @@ from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw, per_i
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import Run, StepOutput
 from langevin.schedulers.scheduler import SchedulerMixin
+from langevin.schedulers.weights import Weights
 
 _CLEAN = Level(1.0, 0.0)
 
@@ -29,19 +30,14 @@ class ScoreSdeVpRun(Run):
     A step to the clean image adds no noise.
     """
 
-    def __init__(
-        self, times: list[float], levels: list[Level], end: Level, coefficients: list[tuple[float, float, float]]
-    ):
-        self.coefficients = coefficients
+    def __init__(self, times: list[float], levels: list[Level], end: Level, weights: list[Weights]):
+        self.weights = weights
         self.place_of = {time: i for i, time in enumerate(times)}
         super().__init__(times, levels, [*levels[1:], end], "epsilon")
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
-        of_x, of_prediction, of_noise = self.coefficients[i]
-        terms = [(of_x, x), (of_prediction, prediction)]
-        if self.targets[i].sigma:
-            terms.append((of_noise, (noise or draw)(x)))
-        return StepOutput(cast(combine(*terms), x.dtype), self._later(prediction, i, x))
+        z = (noise or draw)(x) if self.targets[i].sigma else None
+        return StepOutput(cast(self.weights[i].sum(x, prediction, z=z), x.dtype), self._later(prediction, i, x))
 
 
 class ScoreSdeVpScheduler(SchedulerMixin):
@@ -108,8 +104,9 @@ class ScoreSdeVpScheduler(SchedulerMixin):
 
     def _run_over(self, times: torch.Tensor, lengths: torch.Tensor, end: Level) -> ScoreSdeVpRun:
         levels = [Level(*pair) for pair in torch.stack(self._levels(times), 1).tolist()]
-        rows: list[Any] = torch.stack(self._coefficients(times, lengths), 1).tolist()
-        return ScoreSdeVpRun(times.float().tolist(), levels, end, rows)
+        rows = torch.stack(self._coefficients(times, lengths), 1).tolist()
+        weights = [Weights(of_x, of_output, of_noise=of_noise) for of_x, of_output, of_noise in rows]
+        return ScoreSdeVpRun(times.float().tolist(), levels, end, weights)
 
     def _spaced_times(self, steps: int) -> list[float]:
         """Times by the spacing in force; timestep t of T is as far between ``sampling_eps`` and 1."""
@@ -151,9 +148,8 @@ class ScoreSdeVpScheduler(SchedulerMixin):
         of_score: Any
         of_noise: Any
         if len(told) == 1 and (i := run.place_of.get(told.item())) is not None:
-            of_x, of_score, of_noise = run.coefficients[i]
-            mean = combine((of_x, x), (of_score, score))
-            return combine((1.0, mean), (of_noise, draw(x, generator))), mean
+            mean = run.weights[i].sum(x, score)
+            return combine((1.0, mean), (run.weights[i].of_noise, draw(x, generator))), mean
         if self._spacing is None:
             lengths = torch.full_like(told, 1.0 / self.num_inference_steps)
         else:

@@ -17,6 +17,7 @@ import torch
 from langevin.checkpoints.config import register_to_config
 from langevin.schedulers import spacing as spacings
 from langevin.schedulers.arithmetic import DrawNoise, drawn_by, upcast
+from langevin.schedulers.discrete.deviations import VISITED
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import Run, StepOutput
 from langevin.schedulers.scheduler import SchedulerMixin
@@ -181,6 +182,7 @@ class VQDiffusionScheduler(SchedulerMixin):
     """
 
     run_options = ("as_published",)
+    _manners = VISITED
     _spacings = spacings.TIMESTEP_SPACINGS
     _spacings_because = "masks codes and has no σ"
     _compatibles = []
@@ -203,8 +205,9 @@ class VQDiffusionScheduler(SchedulerMixin):
         return Transition(alpha, gamma, self.mask_class)
 
     def _plan(
-        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, as_published: bool = False
-    ) -> VQDiffusionRun:
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
+        manner: Callable[[int, int], int],
+    ) -> VQDiffusionRun:  # fmt: skip
         if sigmas is not None:
             raise ValueError("VQDiffusionScheduler has no σ: give num_inference_steps or timesteps")
         if timesteps is not None:
@@ -214,7 +217,7 @@ class VQDiffusionScheduler(SchedulerMixin):
         else:
             if steps > len(self):
                 raise ValueError(f"num_inference_steps={steps} is more than the {len(self)} timesteps that there are")
-            last = len(self) if as_published else steps
+            last = manner(steps, len(self))
             visited = [k * last // steps - 1 for k in range(steps, 0, -1)]
         wholes = [self.transition_to(t) for t in visited]
         return VQDiffusionRun(visited, wholes, [*wholes[1:], None])

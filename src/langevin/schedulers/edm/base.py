@@ -19,6 +19,7 @@ import torch
 from langevin.schedulers import prediction as predictions
 from langevin.schedulers import spacing as spacings
 from langevin.schedulers.arithmetic import scaled
+from langevin.schedulers.edm.deviations import EDM, Published
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import Run
 from langevin.schedulers.steps import CountedSteps
@@ -90,6 +91,7 @@ class EDMScheduler(PreconditionedScheduler):
 
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
     run_options: ClassVar[tuple[str, ...]] = ("as_published",)
+    _manners = EDM
 
     def _check_schedule(self) -> None:
         for key, allowed in {"sigma_schedule": LAWS, "final_sigmas_type": ("zero", "sigma_min")}.items():
@@ -110,13 +112,17 @@ class EDMScheduler(PreconditionedScheduler):
         ends = math.log(self.config.sigma_max), math.log(self.config.sigma_min)
         return math.exp((1 - place) * ends[0] + place * ends[1])
 
-    def _even(self, count: int, as_published: bool = False) -> list[float]:
-        if count == 1:  # the reference's exponential schedule has its least σ there
-            return [self._sigma_at(0.0 if as_published or self.config.sigma_schedule == "karras" else 1.0)]
+    def _first_sigma(self) -> float:
+        """σ_max, as the schedule's law has it."""
+        return self._sigma_at(0.0)
+
+    def _even(self, count: int) -> list[float]:
+        if count == 1:
+            return [self._sigma_at(0.0 if self.config.sigma_schedule == "karras" else 1.0)]
         return [self._sigma_at(i / (count - 1)) for i in range(count)]
 
     def _plan(
-        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, as_published: bool = False
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, manner: Published
     ) -> Run:
         if sigmas is not None:
             levels = [float(sigma) for sigma in sigmas]
@@ -124,7 +130,7 @@ class EDMScheduler(PreconditionedScheduler):
         if timesteps is not None:
             levels = [math.exp(4 * t) for t in timesteps]
         else:
-            levels = self._spaced(steps) or self._even(steps, as_published)
+            levels = self._spaced(steps) or manner.begun(self._even(steps), self._first_sigma())
         return self._run_over(levels, self._final_sigma(levels))
 
     def _final_sigma(self, sigmas: list[float]) -> float:
@@ -159,14 +165,7 @@ class EDMScheduler(PreconditionedScheduler):
         levels = [float(sigma) for sigma in sigmas]
         if num_inference_steps not in (None, len(levels)):
             raise ValueError(f"{len(levels)} sigmas, but num_inference_steps={num_inference_steps}: give one of both")
-        if not as_published:
-            if not all(0.0 <= place <= 1.0 for place in levels):
-                raise ValueError(
-                    f"sigmas={levels} are places from 0 (sigma_max) to 1 (sigma_min) here; to give σ itself, say "
-                    "as_published=True"
-                )
-            even = self.config.sigma_schedule == "exponential"
-            levels = self._even(len(levels)) if even else [self._sigma_at(place) for place in levels]
+        levels = EDM.of(as_published).given(levels, self.config.sigma_schedule, self._sigma_at, self._even)
         super().set_timesteps(None, device, sigmas=[*levels, self._final_sigma(levels)])
 
     def precondition_inputs(self, sample: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:

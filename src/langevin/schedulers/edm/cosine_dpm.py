@@ -15,6 +15,7 @@ from langevin.checkpoints.config import register_to_config
 from langevin.schedulers.arithmetic import DrawNoise
 from langevin.schedulers.brownian import Path, Seed, brownian_path
 from langevin.schedulers.edm.base import EDMScheduler
+from langevin.schedulers.edm.deviations import Published
 from langevin.schedulers.edm.dpm_multistep import EDMMultistepRun
 from langevin.schedulers.logsnr.dpm_multistep import low_orders
 from langevin.schedulers.noise import Level
@@ -89,12 +90,13 @@ class CosineDPMSolverMultistepScheduler(EDMScheduler):
         self._refuse_unless("solver_order", (1, 2))
         self._check_schedule()
 
-    def _even(self, count: int, as_published: bool = False) -> list[float]:
+    def _first_sigma(self) -> float:
+        return float(self.config.sigma_max)
+
+    def _even(self, count: int) -> list[float]:
         # In fp32 at every turn, as the reference implementation has it: a Brownian path is rough, and a place on it
         # that differs in the last bit gives another picture.
         low, high, rho = self.config.sigma_min, self.config.sigma_max, self.config.rho
-        if count == 1 and as_published:
-            return [float(high)]
         if self.config.sigma_schedule == "exponential":
             return torch.linspace(math.log(low), math.log(high), count).exp().flip(0).tolist()
         start, end = high ** (1 / rho), low ** (1 / rho)
@@ -102,12 +104,12 @@ class CosineDPMSolverMultistepScheduler(EDMScheduler):
 
     def _plan(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
-        as_published: bool = False, noise_sampler_seed: Seed | None = None,
+        manner: Published, noise_sampler_seed: Seed | None = None,
     ) -> Run:  # fmt: skip
         if timesteps is not None:
             levels = [math.tan(math.pi / 2 * float(t)) for t in timesteps]
             sigmas = [*levels, self._final_sigma(levels)]
-        run: Any = super()._plan(steps, None, sigmas, as_published)
+        run: Any = super()._plan(steps, None, sigmas, manner)
         run.seed = noise_sampler_seed
         return run
 

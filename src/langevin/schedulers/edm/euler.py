@@ -12,6 +12,7 @@ import torch
 
 from langevin.checkpoints.config import register_to_config
 from langevin.schedulers.edm.base import EDMScheduler, PreconditionedRun
+from langevin.schedulers.edm.deviations import Published
 from langevin.schedulers.run import Run, StepOutput
 from langevin.schedulers.sigma.euler import EulerRun
 from langevin.schedulers.steps import ChurnedStep
@@ -59,9 +60,9 @@ class EDMEulerScheduler(ChurnedStep, EDMScheduler):
 
     def _plan(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
-        as_published: bool = False, **churn: Any,
+        manner: Published, **churn: Any,
     ) -> Run:  # fmt: skip
-        run = super()._plan(steps, timesteps, sigmas, as_published)
+        run = super()._plan(steps, timesteps, sigmas, manner)
         if churn:
             run.options = churn
             run.configure(**churn)

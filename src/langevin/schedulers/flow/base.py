@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from langevin.schedulers import spacing as spacings
+from langevin.schedulers.flow.deviations import FLOW, Published
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import Run
 from langevin.schedulers.steps import CountedSteps
@@ -31,17 +32,17 @@ class FlowRun(Run):
     """A run over ``sigmas``: one per call, and the one where it ends.
 
     Args:
+        manner: what is left to choose in a step.
         inverted: σ counts the other way, from 0 (noise) to 1 (image), and the output is x0 - ε.
-        as_published: see the schedulers.
     """
 
     def __init__(
-        self, timesteps: list[float], sigmas: list[float], inverted: bool = False, as_published: bool = False,
+        self, timesteps: list[float], sigmas: list[float], manner: Published = FLOW.reference, inverted: bool = False,
         **options: Any,
     ):  # fmt: skip
         self._sigmas = sigmas
+        self.manner = manner
         self.inverted = inverted
-        self.as_published = as_published
         levels = [Level(sigma, 1.0 - sigma) if inverted else Level(1.0 - sigma, sigma) for sigma in sigmas]
         calls = len(timesteps)
         super().__init__(timesteps, levels[:calls], levels[1 : calls + 1], "flow_prediction", **options)
@@ -65,6 +66,7 @@ class FlowMatchScheduler(CountedSteps):
     _compatibles: ClassVar[list[str]] = []
     prediction_types: ClassVar[tuple[str, ...]] = ("flow_prediction",)
     run_options: ClassVar[tuple[str, ...]] = ("as_published",)
+    _manners = FLOW
     _refuses_whole_timesteps = True
     _tuple_has_original = False
     _shift: float | None = None
@@ -94,18 +96,16 @@ class FlowMatchScheduler(CountedSteps):
         even = np.linspace(1.0, 1.0 / steps, steps)
         return (even if self._own.get("use_dynamic_shifting") else shifted(even, self.config.shift)).tolist()
 
-    def _even(self, steps: int, as_published: bool) -> np.ndarray:
+    def _even(self, steps: int, manner: Published) -> np.ndarray:
         """σ before they are shifted, evenly or by the timesteps that ``with_spacing`` chose (t is σ = (t + 1)/T)."""
         train_steps = self.config.num_train_timesteps
         if self._spacing is not None and self._spacing[0] in spacings.TIMESTEP_SPACINGS:
             name, options = self._spacing
             return (np.array(spacings.TIMESTEP_SPACINGS[name](train_steps, steps, **options)) + 1) / train_steps
-        # The reference begins with ends that are shifted already, and so shifts the last σ twice.
-        least = 1.0 / train_steps if as_published else self.sigma_min
-        return np.linspace(1.0, least, steps)
+        return np.linspace(1.0, manner.least(1.0 / train_steps, self.sigma_min), steps)
 
     def _lay(
-        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, as_published: bool,
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, manner: Published,
         shift: float | None = None,
     ) -> tuple[list[float] | None, list[float], float]:  # fmt: skip
         """(timesteps if they are given, sigmas, the last sigma) of a run."""
@@ -117,8 +117,8 @@ class FlowMatchScheduler(CountedSteps):
             told = [float(t) for t in timesteps]
             levels = np.array(told) / train_steps
         else:
-            levels = self._even(steps, as_published)
-        if as_published and (sigmas is not None or timesteps is not None):
+            levels = self._even(steps, manner)
+        if (sigmas is not None or timesteps is not None) and not manner.shifts_given:
             return told, levels.tolist(), final
         levels = shifted(levels, self.shift if shift is None else shift)
         if last := self._own.get("shift_terminal"):

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from langevin.checkpoints.config import register_to_config
-from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw, upcast
+from langevin.schedulers.arithmetic import DrawNoise, cast, draw, upcast
 from langevin.schedulers.flow.base import FlowMatchScheduler, FlowRun, stretched
-from langevin.schedulers.noise import Level
+from langevin.schedulers.flow.deviations import Published
 from langevin.schedulers.run import StepOutput
+from langevin.schedulers.weights import Weights
 
 
 class FlowEulerRun(FlowRun):
@@ -27,23 +28,19 @@ class FlowEulerRun(FlowRun):
         super().__init__(*args, **options)
 
     def configure(self) -> None:
-        self.coefficients = []
+        self.weights: list[Weights] = []
         for level, target, (sigma, following) in zip(self.levels, self.targets, pairwise(self.sigmas), strict=True):
-            if not self.stochastic:
-                self.coefficients.append((1.0, following - sigma, 0.0))
-                continue
-            p, q = self.to_x0(level)
-            if self.inverted and not self.as_published:  # as if it were not
-                p, q, target = 1.0, -sigma, Level(1.0 - following, following)
-            self.coefficients.append((target.alpha * p, target.alpha * q, target.sigma))
+            if self.stochastic:
+                reading = self.to_x0(level)
+                (p, q), (alpha, noise) = self.manner.down_and_up(reading, sigma, target, following)
+                self.weights.append(Weights(alpha * p, alpha * q, of_noise=noise))
+            else:
+                self.weights.append(Weights(1.0, following - sigma))
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
-        of_x, of_prediction, of_noise = self.coefficients[i]
-        terms = [(of_x, x), (of_prediction, prediction)]
-        if of_noise:
-            terms.append((of_noise, (noise or draw)(upcast(x))))
-        previous = combine(*terms)
-        return StepOutput(cast(previous, x.dtype), self._later(prediction, i, x))
+        weights = self.weights[i]
+        z = (noise or draw)(upcast(x)) if weights.of_noise else None
+        return StepOutput(cast(weights.sum(x, prediction, z=z), x.dtype), self._later(prediction, i, x))
 
     def step_tokens(
         self, prediction: torch.Tensor, sigmas: torch.Tensor, x: torch.Tensor, noise: DrawNoise | None = None
@@ -60,13 +57,12 @@ class FlowEulerRun(FlowRun):
         if (ladder := self._ladders.get(here.device)) is None:
             ladder = self._ladders[here.device] = torch.tensor(self.sigmas, dtype=here.dtype).to(here.device)
         there = torch.where(ladder < here - 1e-6, ladder, 0.0).amax(-1, keepdim=True)
-        down = here if self.stochastic or self.as_published else -here
-        x0 = upcast(x) - down * prediction
+        sign = 1.0 if self.stochastic else self.manner.sign_of_tokens
+        x0 = upcast(x) - (sign * here) * prediction
         if self.stochastic:
             previous = (1.0 - there) * x0 + there * (noise or draw)(x0)
         else:
-            flow = prediction if self.as_published else -prediction
-            previous = upcast(x) + (there - here) * flow
+            previous = upcast(x) + (sign * (there - here)) * prediction
         return StepOutput(cast(previous, x.dtype), cast(x0, x.dtype))
 
 
@@ -135,13 +131,13 @@ class FlowMatchEulerDiscreteScheduler(FlowMatchScheduler):
 
     def _plan(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
-        mu: float | None = None, told: Sequence[float] | None = None, as_published: bool = False,
+        manner: Published, mu: float | None = None, told: Sequence[float] | None = None,
     ) -> FlowEulerRun:  # fmt: skip
         c = self.config
         if c.use_dynamic_shifting and mu is None:
             raise ValueError("use_dynamic_shifting=True needs the shift: pass mu, such as mu_for(image_tokens)")
         shift = self._shift_by(mu) if c.use_dynamic_shifting and mu is not None else None
-        given, levels, final = self._lay(steps, timesteps, sigmas, as_published, shift)
+        given, levels, final = self._lay(steps, timesteps, sigmas, manner, shift)
         if told is not None and len(told) != len(levels):
             raise ValueError(f"{len(told)} timesteps (told) for {len(levels)} sigmas: give one for each")
         if c.invert_sigmas:
@@ -151,8 +147,8 @@ class FlowMatchEulerDiscreteScheduler(FlowMatchScheduler):
         return FlowEulerRun(
             given or [sigma * c.num_train_timesteps for sigma in levels],
             [*levels, final],
-            inverted=c.invert_sigmas,
-            as_published=as_published,
+            manner,
+            c.invert_sigmas,
             stochastic=c.stochastic_sampling,
         )
 

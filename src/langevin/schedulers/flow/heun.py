@@ -12,9 +12,10 @@ import torch
 
 from langevin.checkpoints.config import register_to_config
 from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw
+from langevin.schedulers.churn import Churn
 from langevin.schedulers.flow.base import FlowMatchScheduler, FlowRun
+from langevin.schedulers.flow.deviations import Published
 from langevin.schedulers.run import StepOutput
-from langevin.schedulers.sigma.base import churned
 from langevin.schedulers.steps import ChurnedStep
 
 
@@ -28,35 +29,25 @@ class FlowHeunRun(FlowRun):
         self, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
     ) -> None:
         self.halfway: torch.Tensor | None = None  # between a step's first call and its second
-        self.churns = []
-        for i, level in enumerate(self.levels):
-            sigma = self.levels[i - 1].sigma if i % 2 else level.sigma  # where the step began
-            hat, keep = churned(sigma, len(self.sigmas) - 1, s_churn, s_tmin, s_tmax), 1.0
-            if self.as_published:  # noise at most, and the image fades as it comes in
-                hat = min(hat, 1.0)
-                keep = (1.0 - hat) / (1.0 - sigma) if hat > sigma else 1.0
-            added = s_noise * math.sqrt(max(hat**2 - (keep * sigma) ** 2, 0.0))
-            self.churns.append((hat, keep, added, hat > sigma))
+        churn, steps = Churn(s_churn, s_tmin, s_tmax, s_noise), len(self.sigmas) - 1
+        begun = [self.levels[i - 1 if i % 2 else i].sigma for i in range(len(self))]  # σ where each call's step begins
+        self.raises = [self.manner.churned(sigma, churn, steps) for sigma in begun]
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
-        hat, keep, added, raised = self.churns[i]
+        raised = self.raises[i]
         if self.halfway is None:
-            start = x
-            h = self.targets[i].sigma - hat
-            slope = [(1.0, prediction)]
-            if raised:
-                sigma = self.levels[i].sigma
-                start = combine((keep, x), (added, (noise or draw)(prediction)))
-                if self.as_published:  # (x̂ - x0)/σ̂, and x0 = x - σ·output
-                    slope = [(1.0 / hat, start), (-1.0 / hat, x), (sigma / hat, prediction)]
-                else:
-                    slope = [(sigma / hat, prediction)]
+            start, slope = x, [(1.0, prediction)]
+            if raised.draws:
+                start = combine((raised.of_x, x), (raised.of_noise, (noise or draw)(prediction)))
+                of_output = self.levels[i].sigma / raised.sigma
+                slope = [(raised.of_gap, start), (-raised.of_gap, x), (of_output, prediction)]
+            h = self.targets[i].sigma - raised.sigma
             self.halfway = combine((1.0, start), *((h / 2 * w, part) for w, part in slope))
             previous = combine((1.0, start), *((h * w, part) for w, part in slope))
         else:
-            if raised and not self.as_published:  # without effect, but later draws depend on it
+            if raised.draws and self.manner.draws_twice:  # without effect, but later draws depend on it
                 (noise or draw)(prediction)
-            previous = combine((1.0, self.halfway), ((self.levels[i].sigma - hat) / 2, prediction))
+            previous = combine((1.0, self.halfway), ((self.levels[i].sigma - raised.sigma) / 2, prediction))
             self.halfway = None
         return StepOutput(cast(previous, x.dtype), self._later(prediction, i, x))
 
@@ -88,13 +79,13 @@ class FlowMatchHeunDiscreteScheduler(ChurnedStep, FlowMatchScheduler):
 
     def _plan(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
-        as_published: bool = False, **churn: Any,
+        manner: Published, **churn: Any,
     ) -> FlowHeunRun:  # fmt: skip
-        given, levels, final = self._lay(steps, timesteps, sigmas, as_published)
+        given, levels, final = self._lay(steps, timesteps, sigmas, manner)
         told = given or [sigma * self.config.num_train_timesteps for sigma in levels]
         calls = [told[0], *(t for t in told[1:] for _ in range(2))]
         visited = [levels[0], *(s for s in levels[1:] for _ in range(2)), final]
-        return FlowHeunRun(calls, visited, as_published=as_published, **churn)
+        return FlowHeunRun(calls, visited, manner, **churn)
 
     def set_timesteps(  # type: ignore[override]
         self, num_inference_steps: int, device: str | torch.device | None = None, as_published: bool = False

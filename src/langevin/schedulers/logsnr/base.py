@@ -17,6 +17,7 @@ import torch
 from langevin.schedulers import prediction as predictions
 from langevin.schedulers import spacing as spacings
 from langevin.schedulers.arithmetic import combine
+from langevin.schedulers.logsnr.deviations import LOGSNR, Published
 from langevin.schedulers.noise import SMALLEST_ALPHA_BAR, Level
 from langevin.schedulers.run import Run
 from langevin.schedulers.steps import CountedSteps
@@ -43,10 +44,10 @@ class LogSNRRun(Run):
         keep: int = 1,
         predicts_x0: bool = True,
         channels: int | None = None,
-        as_published: bool = False,
+        manner: Published = LOGSNR.reference,
         **options: Any,
     ):
-        self.as_published = as_published
+        self.manner = manner
         self.keep = keep
         self.predicts_x0 = predicts_x0
         self.channels = channels
@@ -61,17 +62,11 @@ class LogSNRRun(Run):
         return [at.sigma if straight else at.ratio for at in levels]
 
     def to_x0(self, level: Level) -> tuple[float, float]:
-        if (
-            self.prediction_type == "v_prediction" and not self.as_published
-        ):  # as if α² + σ² were 1 on straight lines too
-            return level.alpha, -level.sigma
-        return super().to_x0(level)
+        return self.manner.to_x0(self.prediction_type, level)
 
     def to_epsilon(self, level: Level) -> tuple[float, float]:
         """(r, w) with ε = r·x + w·output at this level."""
-        if self.prediction_type == "v_prediction" and not self.as_published:
-            return level.sigma, level.alpha
-        return predictions.to_epsilon(self.prediction_type, level)
+        return self.manner.to_epsilon(self.prediction_type, level)
 
     def convert(self, prediction: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
         """x0, bounded if the config says so, or the ε that belongs to it."""
@@ -103,12 +98,14 @@ class LogSNRScheduler(CountedSteps):
     """
 
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction", "flow_prediction")
+    run_options: ClassVar[tuple[str, ...]] = ("mu", "as_published")
     _smallest_alpha_bar = SMALLEST_ALPHA_BAR
     _tuple_has_original = False
     #: sigma spacings whose timesteps are rounded before the network is told
     _rounds: ClassVar[tuple[str, ...]] = ("karras", "lu")
-    #: the class has no ``final_sigmas_type``: a run ends at the least σ that there is, or that its spacing visits
-    _ends_noisy: ClassVar[bool] = False
+    #: the class has no ``final_sigmas_type``
+    _says_no_end: ClassVar[bool] = False
+    _manners = LOGSNR
 
     @property
     def init_noise_sigma(self) -> float:
@@ -149,7 +146,7 @@ class LogSNRScheduler(CountedSteps):
 
     def _plan(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
-        mu: float | None = None, as_published: bool = False, **options: Any,
+        manner: Published, mu: float | None = None, **options: Any,
     ) -> LogSNRRun:  # fmt: skip
         c = self.config
         if mu is not None and not (c.use_dynamic_shifting and c.time_shift_type == "exponential"):
@@ -157,11 +154,11 @@ class LogSNRScheduler(CountedSteps):
         visited, spaced, name = self._visit_sigmas(steps, timesteps, sigmas, None if mu is None else math.exp(mu))
         if sigmas is not None:
             last = float(sigmas[-1])
-        elif self._ends_noisy and (as_published or timesteps is not None):
-            last = 0.0
+        elif self._says_no_end:
+            last = manner.end(self._last_sigma() if name is None else spaced[-1], told=timesteps is not None)
         else:
-            last = spaced[-1] if self._ends_noisy and name is not None else self._last_sigma()
-        return self._run_over(visited, [*spaced, last], as_published=as_published, **options)
+            last = self._last_sigma()
+        return self._run_over(visited, [*spaced, last], manner=manner, **options)
 
     def set_timesteps(  # type: ignore[override]
         self, num_inference_steps: int | None = None, device: str | torch.device | None = None,

@@ -15,9 +15,11 @@ import numpy as np
 from langevin.checkpoints.config import register_to_config
 from langevin.schedulers.exponential import phi
 from langevin.schedulers.logsnr.base import LogSNRScheduler, log_snr
+from langevin.schedulers.logsnr.deviations import LOGSNR, Published
 from langevin.schedulers.logsnr.dpm_multistep import DPMMultistepRun, low_orders
 from langevin.schedulers.noise import Level
 from langevin.schedulers.steps import PlainStep
+from langevin.schedulers.weights import Recipe
 
 
 def adams_moments(count: int, h: float, z: float) -> list[float]:
@@ -46,14 +48,14 @@ class DEISRun(DPMMultistepRun):
         p, q = self.to_x0(level)  # by way of x0: as published the same, and else what the reference implementation does
         return (1.0 - level.alpha * p) / level.sigma, -level.alpha * q / level.sigma
 
-    def weights(self, levels: Sequence[Level], target: Level) -> tuple[float, list[float], float]:
+    def recipe(self, levels: Sequence[Level], target: Level) -> Recipe:
         here, lambdas = levels[0], tell_apart(levels)
         if target.sigma == 0.0:  # log ρ has no end there: first order
-            return target.alpha / here.alpha, [-target.alpha * here.ratio], 0.0
+            return Recipe(target.alpha / here.alpha, [-target.alpha * here.ratio])
         h = log_snr(target) - lambdas[0]
         # With s = λ - λ_s, dρ is -ρ_t·exp(h - s)·ds.
         shares = adams_weights([at - lambdas[0] for at in lambdas], adams_moments(len(lambdas), h, h))
-        return target.alpha / here.alpha, [-target.sigma * share for share in shares], 0.0
+        return Recipe(target.alpha / here.alpha, [-target.sigma * share for share in shares])
 
 
 class DEISMultistepScheduler(PlainStep, LogSNRScheduler):
@@ -83,8 +85,7 @@ class DEISMultistepScheduler(PlainStep, LogSNRScheduler):
         ...     x = run.step(network(x, t), i, x).prev_sample
     """
 
-    run_options = ("mu", "as_published")
-    _ends_noisy = True
+    _says_no_end = True
 
     @register_to_config
     def __init__(
@@ -102,7 +103,7 @@ class DEISMultistepScheduler(PlainStep, LogSNRScheduler):
         self._refuse_unless("solver_type", ("logrho",), dict.fromkeys(other, "logrho"))
         self.noise_schedule = self._build_noise_schedule()
 
-    def _run_over(self, visited: list[float], sigmas: list[float], as_published: bool = False) -> DEISRun:
+    def _run_over(self, visited: list[float], sigmas: list[float], manner: Published = LOGSNR.reference) -> DEISRun:
         c = self.config
         return self._lay(
             DEISRun,
@@ -111,6 +112,6 @@ class DEISMultistepScheduler(PlainStep, LogSNRScheduler):
             algorithm=c.algorithm_type,
             solver_type=c.solver_type,
             order=c.solver_order,
-            as_published=as_published,
+            manner=manner,
             **low_orders(self._own, len(visited), sigmas[-1] == 0.0),
         )

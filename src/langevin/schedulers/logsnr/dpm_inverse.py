@@ -12,6 +12,7 @@ import numpy as np
 
 from langevin.checkpoints.config import register_to_config
 from langevin.schedulers import spacing as spacings
+from langevin.schedulers.logsnr.deviations import LOGSNR, Published
 from langevin.schedulers.logsnr.dpm_multistep import (
     ALGORITHMS,
     DPMMultistepRun,
@@ -67,54 +68,30 @@ class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler):
 
     def _plan(  # type: ignore[override]
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
-        as_published: bool = False,
+        manner: Published,
     ) -> DPMMultistepRun:  # fmt: skip
         for name, given in (("timesteps", timesteps), ("sigmas", sigmas)):
             spacings.refuse_unless_ascending(name, given or [])
         if sigmas is not None or timesteps is not None:
             told, spaced, _ = self._visit_sigmas(steps, timesteps, sigmas, None)
-            return self._run_over(
-                told, [*spaced, self._noisiest if sigmas is None else float(sigmas[-1])], as_published
-            )
-        if as_published or self._spacing is not None:
-            between = self._sigma_spacing()[0] is not None  # both ends are among the levels
-            told, spaced, _ = self._visit_sigmas(steps + between, None, None, None)
-            if not between:
-                told, spaced = [*told, 0], [*spaced, float(self.noise_schedule.sigmas[0])]
-            return self._run_over(told[:0:-1], spaced[::-1], as_published)
-        return self._run_over(*self._as_the_reference_visits(steps))
-
-    def _as_the_reference_visits(self, steps: int) -> tuple[list[float], list[float]]:
-        c, noise, name = self.config, self.noise_schedule, self._sigma_spacing()[0]
-        told, spaced, _ = self._visit_sigmas(steps, None, None, None)
-        if name is None:
-            if c.timestep_spacing != "trailing":  # one place further down
-                told = [*told[1:], c.steps_offset if c.timestep_spacing == "leading" else 0]
-            told = told[::-1]
-            sigmas = [*noise.sigma_at(told), self._noisiest]
-        else:
-            upwards = self._spaced_sigmas(steps, float(noise.sigmas[0]), float(noise.sigmas[-1]))
-            if upwards is not None:  # not of flows
-                spaced = upwards
-                whole = round if name in self._rounds else int
-                told = [whole(noise.timestep_of(sigma)) for sigma in spaced]
-            sigmas = [*spaced, spaced[-1]]
-        if name in (None, "karras"):
-            told = list(dict.fromkeys(told))
-        return told, sigmas[: len(told) + 1]
+            return self._run_over(told, [*spaced, self._noisiest if sigmas is None else float(sigmas[-1])], manner)
+        known = manner if self._spacing is None else LOGSNR.published  # the reference knows no other spacings
+        return self._run_over(*known.upwards(self, steps), manner)
 
     @property
     def _noisiest(self) -> float:
         """σ of the noisiest timestep that ``lambda_min_clipped`` leaves."""
         return float(self.noise_schedule.sigmas[len(self) - 1 - self._clipped()])
 
-    def _run_over(self, visited: list[float], sigmas: list[float], as_published: bool = False) -> DPMMultistepRun:
+    def _run_over(
+        self, visited: list[float], sigmas: list[float], manner: Published = LOGSNR.reference
+    ) -> DPMMultistepRun:
         if self.config.algorithm_type.startswith("sde"):
             raise ValueError(
                 f"algorithm_type={self.config.algorithm_type!r} adds noise at every step, which cannot be undone: an "
                 "inversion needs algorithm_type='dpmsolver++' or 'dpmsolver'"
             )
-        return super()._run_over(visited, sigmas, as_published)
+        return super()._run_over(visited, sigmas, manner)
 
     def _whole(self) -> Run:
         down = super()._whole()

@@ -19,12 +19,14 @@ import numpy as np
 import torch
 
 from langevin.checkpoints.config import register_to_config
-from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw
+from langevin.schedulers.arithmetic import DrawNoise, cast, draw
 from langevin.schedulers.exponential import integrals, weigh
 from langevin.schedulers.logsnr.base import LogSNRRun, LogSNRScheduler, log_snr
+from langevin.schedulers.logsnr.deviations import LOGSNR, Published
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import StepOutput
 from langevin.schedulers.scheduler import SchedulerMixin
+from langevin.schedulers.weights import Recipe
 
 ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
 
@@ -49,17 +51,17 @@ def low_orders(settings: Mapping[str, Any], steps: int, ends_clean: bool) -> dic
 
 
 def dpm_weights(
-    algorithm: str, solver_type: str, levels: Sequence[Level], target: Level, as_published: bool = False,
+    algorithm: str, solver_type: str, levels: Sequence[Level], target: Level, manner: Published = LOGSNR.reference,
     bend: float = 1.0,
-) -> tuple[float, list[float], float]:  # fmt: skip
-    """One step: (weight of x, weights of the predictions, standard deviation of the noise).
+) -> Recipe:  # fmt: skip
+    """One step by the predictions.
 
     Args:
         algorithm: one of ``ALGORITHMS``.
         solver_type: "midpoint" or "heun", how a second-order step weighs D1.
         levels: where the predictions were made, the newest first; x is at the first. Their number is the order.
         target: where the step goes.
-        as_published: see :class:`DPMSolverMultistepScheduler`.
+        manner: whether a third-order stochastic step is the expansion's.
         bend: see :func:`~langevin.schedulers.exponential.integrals`.
     """
     here = levels[0]
@@ -69,7 +71,7 @@ def dpm_weights(
     order = next((k for k in range(1, len(levels)) if lambdas[k] == lambdas[k - 1]), len(levels))
     lambdas = lambdas[:order]  # a level visited twice tells nothing about derivatives
     if h == 0.0:
-        return 1.0, [0.0], 0.0
+        return Recipe(1.0, [0.0])
 
     if algorithm.endswith("++"):  # arXiv:2211.01095, equations 9 and 14
         of_x = target.sigma / here.sigma * (exp(-h) if times == 2.0 else 1.0)
@@ -83,46 +85,44 @@ def dpm_weights(
     parts = [scale * part for part in integrals(order, z, bend)]
     if order == 2 and solver_type == "midpoint":
         parts[1] = parts[0] / 2
-    if order == 3 and algorithm == "sde-dpmsolver++" and not as_published:
-        parts[2] -= bend * target.alpha
-    return of_x, weigh(parts, lambdas, h), noise
+    if order == 3 and algorithm == "sde-dpmsolver++":
+        parts[2] += bend * manner.slip(target.alpha)
+    return Recipe(of_x, weigh(parts, lambdas, h), noise)
 
 
 class DPMMultistepRun(LogSNRRun):
     """x ← A·x + Σ_k c_k·m_k + s·z, with as many predictions m as the order in force."""
 
     def __init__(self, *args, algorithm: str, solver_type: str, order: int, first_at_end: bool, second_before: bool,
-                 as_published: bool = False, **options: Any):  # fmt: skip
+                 **options: Any):  # fmt: skip
         self.algorithm, self.solver_type = algorithm, solver_type
         self.order, self.first_at_end, self.second_before = order, first_at_end, second_before
-        super().__init__(*args, keep=order, predicts_x0=algorithm.endswith("++"), as_published=as_published, **options)
+        super().__init__(*args, keep=order, predicts_x0=algorithm.endswith("++"), **options)
 
     def configure(self) -> None:
-        self.coefficients = []  # of every call, by order
+        self.recipes: list[list[Recipe]] = []  # of every call, by order
         for i, target in enumerate(self.targets):
             most = min(self.order, i + 1)
             if i == len(self) - 1 and self.first_at_end:
                 most = 1
             elif i == len(self) - 2 and self.second_before:
                 most = min(most, 2)
-            self.coefficients.append([self.weights(self.levels[i::-1][:n], target) for n in range(1, most + 1)])
+            self.recipes.append([self.recipe(self.levels[i::-1][:n], target) for n in range(1, most + 1)])
 
-    def weights(self, levels: Sequence[Level], target: Level) -> tuple[float, list[float], float]:
-        """One step: (weight of x, weights of the predictions at ``levels``, standard deviation of the noise)."""
-        return dpm_weights(self.algorithm, self.solver_type, levels, target, self.as_published)
+    def recipe(self, levels: Sequence[Level], target: Level) -> Recipe:
+        """The step to ``target`` by predictions made at ``levels``, the newest (where x is) first."""
+        return dpm_weights(self.algorithm, self.solver_type, levels, target, self.manner)
 
     def noise_kept(self, i: int) -> float | None:
-        return self.coefficients[i][0][0] * self.levels[i].sigma if self.predicts_x0 else None
+        return self.recipes[i][0].of_origin * self.levels[i].sigma if self.predicts_x0 else None
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         m0 = self.convert(prediction, i, x)
         self.remember(m0)
-        orders = self.coefficients[i]
-        of_x, weights, deviation = orders[min(len(self.history), len(orders)) - 1]
-        terms = [(of_x, x), *zip(weights, self.history, strict=False)]
-        if self.algorithm.startswith("sde"):
-            terms.append((deviation, (noise or draw)(m0)))
-        previous = combine(*terms)
+        orders = self.recipes[i]
+        recipe = orders[min(len(self.history), len(orders)) - 1]
+        z = (noise or draw)(m0) if self.algorithm.startswith("sde") else None
+        previous = recipe.sum(x, self.history, z)
         original = cast(m0, x.dtype) if self.predicts_x0 else self._later(prediction[:, : self.channels], i, x)
         return StepOutput(cast(previous, x.dtype), original)
 
@@ -159,8 +159,6 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
         ...     x = run.step(network(x, t), i, x).prev_sample
     """
 
-    run_options = ("mu", "as_published")
-
     @register_to_config
     def __init__(
         self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
@@ -182,7 +180,9 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
     def _rounds(self) -> tuple[str, ...]:  # type: ignore[override]
         return () if self.config.beta_schedule == "squaredcos_cap_v2" else ("karras", "lu")
 
-    def _run_over(self, visited: list[float], sigmas: list[float], as_published: bool = False) -> DPMMultistepRun:
+    def _run_over(
+        self, visited: list[float], sigmas: list[float], manner: Published = LOGSNR.reference
+    ) -> DPMMultistepRun:
         c = self.config
         if c.algorithm_type == "sde-dpmsolver" and c.solver_order > 2:
             raise ValueError(f"algorithm_type='sde-dpmsolver' has orders 1 and 2, not solver_order={c.solver_order}")
@@ -193,7 +193,7 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
             algorithm=c.algorithm_type,
             solver_type=c.solver_type,
             order=c.solver_order,
-            as_published=as_published,
+            manner=manner,
             **low_orders(self._own, len(visited), sigmas[-1] == 0.0),
         )
 

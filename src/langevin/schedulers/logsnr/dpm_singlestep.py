@@ -18,12 +18,14 @@ import torch
 
 from langevin.checkpoints.config import register_to_config
 from langevin.schedulers import prediction as predictions
-from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw
+from langevin.schedulers.arithmetic import DrawNoise, cast, draw
 from langevin.schedulers.logsnr.base import LogSNRRun, LogSNRScheduler
+from langevin.schedulers.logsnr.deviations import LOGSNR, Published
 from langevin.schedulers.logsnr.dpm_multistep import check_solver, dpm_weights
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import StepOutput
 from langevin.schedulers.steps import NoisyStep
+from langevin.schedulers.weights import Recipe
 
 ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++")
 
@@ -42,9 +44,9 @@ def orders_of(steps: int, order: int, last_alone: bool, ends_clean: bool) -> lis
 
 
 def singlestep_weights(
-    algorithm: str, solver_type: str, levels: Sequence[Level], target: Level, as_published: bool = False
-) -> tuple[float, list[float], float]:
-    """A step from the *last* of ``levels``: (weight of x, weights of the predictions, deviation of the noise).
+    algorithm: str, solver_type: str, levels: Sequence[Level], target: Level, manner: Published
+) -> Recipe:
+    """A step from the *last* of ``levels``.
 
     ``levels`` are where the predictions were made, the newest first. A third-order step of type "midpoint" leaves out
     the one in the middle (arXiv:2206.00927, algorithm 2, and arXiv:2211.01095, appendix A).
@@ -52,27 +54,24 @@ def singlestep_weights(
     outwards = levels[::-1]
     if len(levels) == 3 and solver_type == "midpoint":
         of_x, (first, newest), noise = dpm_weights(algorithm, "heun", [outwards[0], outwards[2]], target)
-        return of_x, [newest, 0.0, first], noise
-    of_x, weights, noise = dpm_weights(algorithm, solver_type, outwards, target, as_published, bend=2.0)
-    return of_x, weights[::-1], noise
+        return Recipe(of_x, [newest, 0.0, first], noise)
+    of_x, weights, noise = dpm_weights(algorithm, solver_type, outwards, target, manner, bend=2.0)
+    return Recipe(of_x, weights[::-1], noise)
 
 
 class DPMSinglestepRun(LogSNRRun):
     """x ← A·x_group + Σ_k c_k·m_k + s·z, with x_group the sample that the group of calls began with."""
 
-    def __init__(self, *args, algorithm: str, solver_type: str, orders: Sequence[int], as_published: bool,
-                 **options: Any):  # fmt: skip
+    def __init__(self, *args, algorithm: str, solver_type: str, orders: Sequence[int], **options: Any):
         self.algorithm, self.solver_type, self.orders = algorithm, solver_type, orders
         self.origin: torch.Tensor | None = None
         self.added: torch.Tensor | None = None  # noise, since the group began
-        super().__init__(
-            *args, keep=max(orders), predicts_x0=algorithm.endswith("++"), as_published=as_published, **options
-        )
+        super().__init__(*args, keep=max(orders), predicts_x0=algorithm.endswith("++"), **options)
 
     def configure(self) -> None:
         form = (self.algorithm, self.solver_type)
-        self.coefficients = [  # of every call, by order
-            [singlestep_weights(*form, self.levels[i::-1][:n], target, self.as_published) for n in range(1, most + 1)]
+        self.recipes = [  # of every call, by order
+            [singlestep_weights(*form, self.levels[i::-1][:n], target, self.manner) for n in range(1, most + 1)]
             for i, (most, target) in enumerate(zip(self.orders, self.targets, strict=True))
         ]
 
@@ -82,17 +81,12 @@ class DPMSinglestepRun(LogSNRRun):
         order = min(self.orders[i], len(self.history))  # less where a run begins within a group (image to image)
         if order == 1 or self.origin is None:
             self.origin = x
-        of_x, weights, deviation = self.coefficients[i][order - 1]
-        terms = [(of_x, self.origin), *zip(weights, self.history, strict=False)]
+        recipe = self.recipes[i][order - 1]
         if self.algorithm.startswith("sde"):
-            z = (noise or draw)(m0)
-            added = combine((deviation, z))
-            if self.as_published and order > 1 and self.added is not None:  # goes on from where the group's noise is
-                carried, _, fresh = self.coefficients[i][0]
-                added = combine((carried, self.added), (fresh, z))
-            self.added = added
-            terms.append((1.0, added))
-        previous = combine(*terms)
+            before = self.added if order > 1 else None
+            self.added = self.manner.noise_so_far(before, (noise or draw)(m0), recipe, last=self.recipes[i][0])
+            recipe = recipe._replace(noise=1.0)
+        previous = recipe.sum(self.origin, self.history, self.added)
         original = cast(m0, x.dtype) if self.predicts_x0 else self._later(prediction[:, : self.channels], i, x)
         return StepOutput(cast(previous, x.dtype), original)
 
@@ -129,8 +123,6 @@ class DPMSolverSinglestepScheduler(NoisyStep, LogSNRScheduler):
         ...     x = run.step(network(x, t), i, x).prev_sample
     """
 
-    run_options = ("mu", "as_published")
-
     @register_to_config
     def __init__(
         self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
@@ -148,7 +140,9 @@ class DPMSolverSinglestepScheduler(NoisyStep, LogSNRScheduler):
             raise ValueError(f"solver_order={solver_order}: must be 1, 2 or 3")
         self.noise_schedule = self._build_noise_schedule()
 
-    def _run_over(self, visited: list[float], sigmas: list[float], as_published: bool = False) -> DPMSinglestepRun:
+    def _run_over(
+        self, visited: list[float], sigmas: list[float], manner: Published = LOGSNR.reference
+    ) -> DPMSinglestepRun:
         c = self.config
         if c.algorithm_type == "dpmsolver":
             predictions.check(c.prediction_type, predictions.PREDICTION_TYPES, "algorithm_type='dpmsolver'")
@@ -159,5 +153,5 @@ class DPMSolverSinglestepScheduler(NoisyStep, LogSNRScheduler):
             algorithm=c.algorithm_type,
             solver_type=c.solver_type,
             orders=orders_of(len(visited), c.solver_order, c.lower_order_final, sigmas[-1] == 0.0),
-            as_published=as_published,
+            manner=manner,
         )

@@ -18,13 +18,15 @@ import torch
 
 from langevin.checkpoints.config import register_to_config
 from langevin.schedulers import prediction as predictions
-from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw
+from langevin.schedulers.arithmetic import DrawNoise, cast, draw
 from langevin.schedulers.logsnr.base import LogSNRRun, LogSNRScheduler, log_snr
 from langevin.schedulers.logsnr.deis import adams_moments, adams_weights, tell_apart
+from langevin.schedulers.logsnr.deviations import LOGSNR, Published
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import StepOutput
 from langevin.schedulers.scheduler import SchedulerMixin
 from langevin.schedulers.steps import NoisyStep
+from langevin.schedulers.weights import Recipe
 
 TauFunction = Callable[[float], float]
 
@@ -34,10 +36,8 @@ def between(timestep: float) -> float:
     return 1.0 if 200 <= timestep <= 800 else 0.0
 
 
-def sa_weights(
-    levels: Sequence[Level], here: Level, target: Level, tau: float, predicts_x0: bool
-) -> tuple[float, list[float], float]:
-    """One step: (weight of x, weights of the predictions, standard deviation of the noise).
+def sa_weights(levels: Sequence[Level], here: Level, target: Level, tau: float, predicts_x0: bool) -> Recipe:
+    """One step by the predictions.
 
     Args:
         levels: where the predictions were made, the newest first; the corrector's begin with ``target``. Their number
@@ -48,25 +48,23 @@ def sa_weights(
     rate = 1.0 + tau**2
     if target.sigma == 0.0:  # λ is infinite there: first order
         if predicts_x0:
-            return 0.0, [target.alpha], 0.0
-        return target.alpha / here.alpha, [-rate * target.alpha * here.ratio], tau * target.alpha * here.ratio
+            return Recipe(0.0, [target.alpha])
+        return Recipe(target.alpha / here.alpha, [-rate * target.alpha * here.ratio], tau * target.alpha * here.ratio)
     start, lambdas = log_snr(here), tell_apart(levels)
     h = log_snr(target) - start
     places = [at - start for at in lambdas]
     if not predicts_x0:  # proposition 4.2, for ε
         shares = adams_weights(places, adams_moments(len(places), h, h))
         scale = -rate * target.sigma
-        return target.alpha / here.alpha, [scale * share for share in shares], tau * target.sigma * sqrt(expm1(2 * h))
+        noise = tau * target.sigma * sqrt(expm1(2 * h))
+        return Recipe(target.alpha / here.alpha, [scale * share for share in shares], noise)
     moments = adams_moments(len(places), h, -rate * h)
     if len(places) == 2:  # the slope's weight as if the exponential were 1: better at few steps, no worse at many
         moments[1] = h**2 / 2
     scale = rate * target.alpha
     weights = [scale * share for share in adams_weights(places, moments)]
-    return (
-        exp(-(tau**2) * h) * target.sigma / here.sigma,
-        weights,
-        target.sigma * sqrt(-expm1(-2 * tau**2 * h)),
-    )
+    of_x = exp(-(tau**2) * h) * target.sigma / here.sigma
+    return Recipe(of_x, weights, target.sigma * sqrt(-expm1(-2 * tau**2 * h)))
 
 
 class SASolverRun(LogSNRRun):
@@ -84,7 +82,8 @@ class SASolverRun(LogSNRRun):
     def configure(self) -> None:
         taus = [float(self.tau(t)) for t in self.timesteps]
         self.draws = any(taus)  # if at any step, then at every one, so that generators go on alike
-        self.predictors, self.correctors = [], []  # of every step, by order
+        self.predictors: list[list[Recipe]] = []  # of every step, by order
+        self.correctors: list[list[Recipe]] = []
         for i, (target, tau) in enumerate(zip(self.targets, taus, strict=True)):
             left = len(self) - i if self.lower_order_final else self.predictor_order + self.corrector_order
             known = self.levels[i::-1]
@@ -108,19 +107,12 @@ class SASolverRun(LogSNRRun):
         if self.origin is not None and i > 0:
             orders = self.correctors[i - 1]
             order = min(len(self.history) + 1, len(orders))
-            x = self._move(orders[order - 1], self.origin, [m, *self.history])
+            x = orders[order - 1].sum(self.origin, [m, *self.history], self.added)
         self.remember(m)
         self.origin, self.added = x, (noise or draw)(m) if self.draws else None
         orders = self.predictors[i]
-        previous = self._move(orders[min(len(self.history), len(orders)) - 1], x, self.history)
+        previous = orders[min(len(self.history), len(orders)) - 1].sum(x, self.history, self.added)
         return StepOutput(cast(previous, dtype), original)
-
-    def _move(
-        self, weights: tuple[float, list[float], float], x: torch.Tensor, known: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
-        of_x, of_known, deviation = weights
-        terms = [(of_x, x), *zip(of_known, known, strict=False)]
-        return combine(*terms) if self.added is None else combine(*terms, (deviation, self.added))
 
 
 class SASolverScheduler(NoisyStep, LogSNRScheduler):
@@ -154,7 +146,7 @@ class SASolverScheduler(NoisyStep, LogSNRScheduler):
     """
 
     run_options = ("as_published",)
-    _ends_noisy = True
+    _says_no_end = True
     # Noise for training is that of the timestep, whatever σ a run has there.
     _levels_at = SchedulerMixin._levels_at
 
@@ -176,7 +168,7 @@ class SASolverScheduler(NoisyStep, LogSNRScheduler):
                 raise ValueError(f"{name}={order}: must be 1, 2, 3 or 4")
         self.noise_schedule = self._build_noise_schedule()
 
-    def _run_over(self, visited: list[float], sigmas: list[float], as_published: bool = False) -> SASolverRun:
+    def _run_over(self, visited: list[float], sigmas: list[float], manner: Published = LOGSNR.reference) -> SASolverRun:
         c = self.config
         predicts_x0 = c.algorithm_type == "data_prediction"
         if not predicts_x0:
@@ -190,5 +182,5 @@ class SASolverScheduler(NoisyStep, LogSNRScheduler):
             lower_order_final=c.lower_order_final,
             tau=c.tau_func or between,
             predicts_x0=predicts_x0,
-            as_published=as_published,
+            manner=manner,
         )

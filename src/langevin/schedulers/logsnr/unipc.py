@@ -16,18 +16,20 @@ import torch
 
 from langevin.checkpoints.config import register_to_config
 from langevin.schedulers import prediction as predictions
-from langevin.schedulers.arithmetic import DrawNoise, cast, combine
+from langevin.schedulers.arithmetic import DrawNoise, cast
 from langevin.schedulers.logsnr.base import LogSNRRun, LogSNRScheduler, log_snr
+from langevin.schedulers.logsnr.deviations import LOGSNR, Published
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import Run, StepOutput
 from langevin.schedulers.scheduler import SchedulerMixin
 from langevin.schedulers.steps import PlainStep
+from langevin.schedulers.weights import Recipe
 
 
 def unipc_weights(
     levels: Sequence[Level], target: Level, corrects: bool, predicts_x0: bool, solver_type: str
-) -> tuple[float, list[float]]:
-    """One step: (weight of x, weights of the predictions).
+) -> Recipe:
+    """One step by the predictions.
 
     Args:
         levels: where the predictions were made, the newest first; x is at the first. Their number is the order.
@@ -42,7 +44,7 @@ def unipc_weights(
         (target.sigma / here.sigma, target.alpha) if predicts_x0 else (target.alpha / here.alpha, target.sigma)
     )
     if h == 0.0:
-        return 1.0, [0.0] * (len(levels) + corrects)
+        return Recipe(1.0, [0.0] * (len(levels) + corrects))
     signed = -h if predicts_x0 else h
     growth = math.expm1(signed)
     ratios = [(log_snr(level) - log_snr(here)) / h for level in levels[1:]]
@@ -68,7 +70,7 @@ def unipc_weights(
     slopes = [-scale * bound * share / point for share, point in zip(shares, points, strict=True)]
     newest = -scale * growth - sum(slopes)
     own = slopes[: len(ratios)] + [0.0] * (len(levels) - 1 - len(ratios))
-    return of_x, [newest, *own, *slopes[len(ratios) :]]
+    return Recipe(of_x, [newest, *own, *slopes[len(ratios) :]])
 
 
 class UniPCRun(LogSNRRun):
@@ -85,7 +87,8 @@ class UniPCRun(LogSNRRun):
         super().__init__(*args, keep=order, **options)
 
     def configure(self) -> None:
-        self.predictors, self.correctors = [], []  # of every call, by order
+        self.predictors: list[list[Recipe]] = []  # of every call, by order
+        self.correctors: list[list[Recipe]] = []
         for i, target in enumerate(self.targets):
             orders = range(1, min(self.order, i + 1) + 1)
             form = (self.predicts_x0, self.solver_type)
@@ -97,9 +100,7 @@ class UniPCRun(LogSNRRun):
         m = self.convert(prediction, i, x)
         original = cast(m, dtype) if self.predicts_x0 else self._later(prediction, i, x)
         if self.origin is not None and i > 0 and i - 1 not in self.uncorrected:
-            of_x, weights = self.correctors[i - 1][self.last_order - 1]
-            known = [*self.history[: self.last_order], m]
-            x = combine((of_x, self.origin), *zip(weights, known, strict=True))
+            x = self.correctors[i - 1][self.last_order - 1].sum(self.origin, [*self.history[: self.last_order], m])
         self.remember(m)
 
         order = min(self.order, len(self) - i) if self.lower_order_final else self.order
@@ -107,8 +108,7 @@ class UniPCRun(LogSNRRun):
         self.origin = x
         if self.predictor is not None:
             return StepOutput(self.predictor.step(prediction, i, x, noise).prev_sample.to(dtype), original)
-        of_x, weights = self.predictors[i][self.last_order - 1]
-        previous = combine((of_x, x), *zip(weights, self.history, strict=False))
+        previous = self.predictors[i][self.last_order - 1].sum(x, self.history)
         return StepOutput(cast(previous, dtype), original)
 
 
@@ -143,7 +143,6 @@ class UniPCMultistepScheduler(PlainStep, LogSNRScheduler):
         ...     x = run.step(network(x, t), i, x).prev_sample
     """
 
-    run_options = ("mu", "as_published")
     _rounds = ("karras",)
 
     @register_to_config
@@ -180,8 +179,8 @@ class UniPCMultistepScheduler(PlainStep, LogSNRScheduler):
         steps: int,
         timesteps: Sequence[float] | None,
         sigmas: Sequence[float] | None,
+        manner: Published,
         mu: float | None = None,
-        as_published: bool = False,
     ) -> UniPCRun:
         if self.config.use_dynamic_shifting and mu is None:
             raise ValueError("use_dynamic_shifting=True needs the shift: pass mu")
@@ -194,7 +193,7 @@ class UniPCMultistepScheduler(PlainStep, LogSNRScheduler):
             last = float(sigmas[-1])
         else:  # with a sigma spacing the run's own least σ, held
             last = self._last_sigma() if name is None or self.config.final_sigmas_type != "sigma_min" else spaced[-1]
-        return self._run_over(visited, [*spaced, last], as_published)
+        return self._run_over(visited, [*spaced, last], manner)
 
     def _visit_flow(
         self, steps: int, sigmas: Sequence[float] | None, mu: float | None
@@ -217,7 +216,7 @@ class UniPCMultistepScheduler(PlainStep, LogSNRScheduler):
             sigma[0] -= 1e-6
         return [int(s * train_steps) for s in sigma], sigma.tolist()
 
-    def _run_over(self, visited: list[float], sigmas: list[float], as_published: bool = False) -> UniPCRun:
+    def _run_over(self, visited: list[float], sigmas: list[float], manner: Published = LOGSNR.reference) -> UniPCRun:
         c = self.config
         if not c.predict_x0:
             predictions.check(
@@ -233,6 +232,6 @@ class UniPCMultistepScheduler(PlainStep, LogSNRScheduler):
             solver_type=c.solver_type,
             uncorrected=c.disable_corrector,
             predicts_x0=c.predict_x0,
-            as_published=as_published,
+            manner=manner,
             predictor=self.solver_p.plan(len(visited)) if self.solver_p is not None else None,
         )

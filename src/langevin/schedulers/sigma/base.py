@@ -16,15 +16,8 @@ from langevin.schedulers import spacing as spacings
 from langevin.schedulers.arithmetic import per_image, scaled
 from langevin.schedulers.noise import SMALLEST_ALPHA_BAR, Level
 from langevin.schedulers.run import Run
+from langevin.schedulers.sigma import deviations
 from langevin.schedulers.steps import CountedSteps
-
-
-def churned(sigma: float, steps: int, s_churn: float, s_tmin: float = 0.0, s_tmax: float = math.inf) -> float:
-    """σ̂, to which fresh noise raises σ before a step, if σ lies in [s_tmin, s_tmax] (arXiv:2206.00364, algorithm 2,
-    lines 3 and 5)."""
-    if not (s_churn > 0.0 and s_tmin <= sigma <= s_tmax):
-        return sigma
-    return sigma + min(s_churn / steps, math.sqrt(2) - 1) * sigma
 
 
 class SigmaRun(Run):
@@ -139,10 +132,6 @@ class SigmaScheduler(CountedSteps):
             as_published: take ᾱ at the timestep. The reference implementation takes it at the *index* of the
                 timestep in ``scheduler.timesteps``, which counts the other way round; that is the default here too.
         """
-        if not as_published and not torch.as_tensor(timesteps).is_floating_point():
-            raise ValueError("whole-number timesteps: pass values of scheduler.timesteps, or as_published=True")
-        places = torch.as_tensor(timesteps).flatten().tolist()
-        if not as_published:
-            places = [self.run.index_of(t) for t in places]
+        places = deviations.VELOCITY.of(as_published)(self.run, torch.as_tensor(timesteps).flatten())
         alpha, sigma = per_image([self.noise_schedule.level(t) for t in places], sample)
         return (alpha * noise - sigma * sample).to(sample.dtype)

@@ -13,7 +13,8 @@ import torch
 from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw, scaled
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import Run, StepOutput
-from langevin.schedulers.sigma.dpm_fast import ancestral_within, dpm_step
+from langevin.schedulers.sigma.ancestral import ancestral_within
+from langevin.schedulers.sigma.dpm_fast import dpm_step
 from langevin.schedulers.sigma.recipe import RecipeRun, RecipeScheduler, Stage
 
 SMALLEST_STEP = 1e-3  # in λ: taken whatever the error, so that a network that is not smooth comes to an end

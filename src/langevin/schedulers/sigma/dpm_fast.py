@@ -11,9 +11,10 @@ from math import isclose, log
 from typing import Any
 
 from langevin.schedulers.exponential import phi
+from langevin.schedulers.sigma.ancestral import ancestral_within
 from langevin.schedulers.sigma.base import SigmaRun
-from langevin.schedulers.sigma.euler_ancestral import ancestral_step
-from langevin.schedulers.sigma.recipe import Recipe, SlopeStagedRun, Stage, StagedScheduler, euler
+from langevin.schedulers.sigma.recipe import SlopeStagedRun, Stage, StagedScheduler, euler
+from langevin.schedulers.weights import Recipe
 
 
 def dpm_step(sigma: float, target: float, order: int, r1: float | None = None, noise: float = 0.0) -> list[Stage]:
@@ -39,12 +40,6 @@ def dpm_step(sigma: float, target: float, order: int, r1: float | None = None, n
         Stage(s1, Recipe(1.0, (second, s2 - sigma - second))),
         Stage(s2, Recipe(1.0, (third, 0.0, whole - third), noise)),
     ]
-
-
-def ancestral_within(sigma: float, target: float, end: float, eta: float) -> tuple[float, float]:
-    """:func:`ancestral_step` that does not go below ``end``."""
-    down = max(ancestral_step(sigma, target, eta)[0], end)
-    return down, max(target**2 - down**2, 0.0) ** 0.5
 
 
 class DPMFastScheduler(StagedScheduler):

@@ -15,9 +15,9 @@ from langevin.checkpoints.config import register_to_config
 from langevin.schedulers.arithmetic import DrawNoise, combine, draw
 from langevin.schedulers.brownian import Path, Seed, brownian_path
 from langevin.schedulers.run import StepOutput
-from langevin.schedulers.sigma.euler_ancestral import ancestral_step
-from langevin.schedulers.sigma.kdpm2 import MidpointRun, MidpointScheduler
-from langevin.schedulers.sigma.recipe import Recipe, Stage, ddim
+from langevin.schedulers.sigma.kdpm2 import AncestralStep, MidpointRun, MidpointScheduler
+from langevin.schedulers.sigma.recipe import Stage, ddim
+from langevin.schedulers.weights import Recipe
 
 
 class DPMSDERun(MidpointRun):
@@ -127,13 +127,13 @@ class DPMSolverSDEScheduler(MidpointScheduler):
         name, options = super()._sigma_spacing()
         return name, {} if name == "karras" and self._spacing is None else options  # whose ends are the run's own
 
-    def _stages(self, sigma: float, target: float, as_published: bool = False) -> list[Stage]:
+    def _stages(self, sigma: float, target: float, ancestral: AncestralStep) -> list[Stage]:
         if target == 0.0 or sigma == 0.0:
             return [Stage(sigma, ddim(sigma, target))]
         middle = sqrt(sigma * target)
-        down, up = ancestral_step(sigma, middle)
+        down, up = ancestral(sigma, middle)
         halfway = Stage(sigma, ddim(sigma, down, up))  # line 4: u, and noise
-        down, up = ancestral_step(sigma, target)
+        down, up = ancestral(sigma, target)
         ratio = down / sigma
         return [halfway, Stage(middle, Recipe(ratio, (1.0 - ratio,), up))]  # line 6: x0 at u for the whole step
 

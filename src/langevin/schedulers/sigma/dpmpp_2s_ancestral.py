@@ -7,8 +7,9 @@ from __future__ import annotations
 from itertools import pairwise
 from math import sqrt
 
-from langevin.schedulers.sigma.euler_ancestral import ancestral_step
-from langevin.schedulers.sigma.recipe import Recipe, Stage, StagedScheduler, ddim
+from langevin.schedulers.sigma.ancestral import ancestral_step
+from langevin.schedulers.sigma.recipe import Stage, StagedScheduler, ddim
+from langevin.schedulers.weights import Recipe
 
 
 class DPMSolver2SAncestralScheduler(StagedScheduler):

@@ -7,7 +7,8 @@ from __future__ import annotations
 from math import expm1, log, sqrt
 
 from langevin.schedulers.exponential import multistep_weights
-from langevin.schedulers.sigma.recipe import MultistepRun, MultistepScheduler, Recipe
+from langevin.schedulers.sigma.recipe import MultistepRun, MultistepScheduler
+from langevin.schedulers.weights import Recipe
 
 
 class DPMSolver3MSDERun(MultistepRun):

@@ -12,7 +12,8 @@ from math import exp, log, sqrt
 
 import numpy as np
 
-from langevin.schedulers.sigma.recipe import MultistepRun, MultistepScheduler, Recipe
+from langevin.schedulers.sigma.recipe import MultistepRun, MultistepScheduler
+from langevin.schedulers.weights import Recipe
 
 NOISE_SCALES: dict[str, Callable[[float], float]] = {
     "ode": lambda s: s,

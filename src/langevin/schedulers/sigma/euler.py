@@ -6,17 +6,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
 from langevin.checkpoints.config import register_to_config
 from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw
+from langevin.schedulers.churn import Churn
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import StepOutput
-from langevin.schedulers.sigma.base import SigmaRun, SigmaScheduler, churned
+from langevin.schedulers.sigma.base import SigmaRun, SigmaScheduler
 from langevin.schedulers.steps import ChurnedStep
+from langevin.schedulers.weights import Weights, along
+
+
+class EulerStep(NamedTuple):
+    """x̂ = x + added·z, then x ← weights of x̂ and the output; x0 = p·x̂ + q·output, of which ``reading`` is (p, q)."""
+
+    raised: bool  # whether noise is drawn
+    added: float
+    weights: Weights
+    reading: tuple[float, float]
 
 
 class EulerRun(SigmaRun):
@@ -27,27 +38,26 @@ class EulerRun(SigmaRun):
     def configure(
         self, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
     ) -> None:
-        steps = len(self.sigmas) - 1
-        self.coefficients = []
+        churn, steps = Churn(s_churn, s_tmin, s_tmax, s_noise), len(self.sigmas) - 1
+        self.moves: list[EulerStep] = []
         for level, target in zip(self.levels, self.targets, strict=True):
-            sigma = level.sigma
-            sigma_hat = churned(sigma, steps, s_churn, s_tmin, s_tmax)  # algorithm 2, lines 3 and 5
-            added = s_noise * math.sqrt(sigma_hat**2 - sigma**2)  # line 6
-
-            # x0 = p·x̂ + q·output. The network saw x before the noise went in, which v's weights know and ε's do not.
-            p, q = self.to_x0(Level(1.0, sigma_hat) if self.prediction_type in self._read_after_churn else level)
+            sigma_hat = churn.raised(level.sigma, steps)
+            # The network saw x before the noise went in, which v's weights know and ε's do not.
+            read_at = Level(1.0, sigma_hat) if self.prediction_type in self._read_after_churn else level
+            reading = self.to_x0(read_at)
             h = (target.sigma - sigma_hat) / sigma_hat if sigma_hat else 0.0
-            self.coefficients.append((1.0 + h * (1.0 - p), -h * q, sigma_hat > sigma, added, p, q))  # lines 7 and 8
+            added = churn.added(level.sigma, sigma_hat)
+            self.moves.append(EulerStep(sigma_hat > level.sigma, added, along(h, reading), reading))  # lines 7 and 8
 
     def noise_kept(self, i: int) -> float | None:
-        return None if self.coefficients[i][2] else self.targets[i].sigma
+        return None if self.moves[i].raised else self.targets[i].sigma
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
-        of_x, of_prediction, raised, added, p, q = self.coefficients[i]
+        raised, added, weights, (p, q) = self.moves[i]
         dtype = x.dtype
         if raised:
             x = combine((1.0, x), (added, (noise or draw)(prediction)))
-        previous = combine((of_x, x), (of_prediction, prediction))
+        previous = weights.sum(x, prediction)
         return StepOutput(cast(previous, dtype), lambda: cast(combine((p, x), (q, prediction)), dtype))
 
 

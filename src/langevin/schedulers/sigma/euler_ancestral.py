@@ -6,50 +6,33 @@ in the notation of Karras et al. 2022 (arXiv:2206.00364).
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 
 from langevin.checkpoints.config import register_to_config
-from langevin.schedulers import prediction as predictions
-from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw
+from langevin.schedulers.arithmetic import DrawNoise, cast, draw
 from langevin.schedulers.run import StepOutput
+from langevin.schedulers.sigma.ancestral import ancestral_step
 from langevin.schedulers.sigma.base import SigmaRun, SigmaScheduler
 from langevin.schedulers.steps import NoisyStep
-
-
-def ancestral_step(sigma: float, target: float, eta: float = 1.0) -> tuple[float, float]:
-    """(σ_down, σ_up) with σ_down² + σ_up² = target²: where to go without noise, and how much noise to add then.
-
-    ``eta`` scales σ_up, as far as σ_down can make up for it: 0 is no noise.
-    """
-    down = target**2 / sigma if sigma else 0.0
-    up = math.sqrt(max(target**2 - down**2, 0.0))
-    if eta != 1.0:
-        up = min(eta * up, target)
-        down = math.sqrt(target**2 - up**2)
-    return down, up
+from langevin.schedulers.weights import Weights, along
 
 
 class EulerAncestralRun(SigmaRun):
     """x ← x + (σ_down - σ)·(x - x0)/σ + σ_up·z."""
 
     def configure(self) -> None:
-        self.coefficients = []
+        self.weights: list[Weights] = []
         for level, target in zip(self.levels, self.targets, strict=True):
             down, up = ancestral_step(level.sigma, target.sigma)
-            p, q = predictions.to_x0(self.prediction_type, level)
             h = (down - level.sigma) / level.sigma if level.sigma else 0.0
-            self.coefficients.append((1.0 + h * (1.0 - p), -h * q, up))
+            self.weights.append(along(h, self.to_x0(level), of_noise=up))
 
     def noise_kept(self, i: int) -> float | None:
         return ancestral_step(self.levels[i].sigma, self.targets[i].sigma)[0]
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
-        of_x, of_prediction, up = self.coefficients[i]
-        z = (noise or draw)(prediction)
-        previous = combine((of_x, x), (of_prediction, prediction), (up, z))
+        previous = self.weights[i].sum(x, prediction, z=(noise or draw)(prediction))
         return StepOutput(cast(previous, x.dtype), self._later(prediction, i, x))
 
 

@@ -7,7 +7,8 @@ row, weighed so that their common error cancels, point better.
 
 from __future__ import annotations
 
-from langevin.schedulers.sigma.recipe import MultistepRun, MultistepScheduler, Recipe, euler
+from langevin.schedulers.sigma.recipe import MultistepRun, MultistepScheduler, euler
+from langevin.schedulers.weights import Recipe
 
 
 class GradientEstimationRun(MultistepRun):

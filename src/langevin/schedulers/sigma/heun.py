@@ -25,14 +25,12 @@ class HeunRun(SigmaRun):
     def configure(self) -> None:
         self.slope: torch.Tensor | None = None  # d_i, between a step's first call and its second
         self.origin: torch.Tensor | None = None  # x_i
-        self.weights = []
-        for level in self.levels:  # d = (x - x0)/σ (line 4) is a·x + b·output
-            p, q = predictions.to_x0(self.prediction_type, level)
-            self.weights.append(((1.0 - p) / level.sigma, -q / level.sigma) if level.sigma else (0.0, 0.0))
+        # line 4: d = (x - x0)/σ is a·x + b·output
+        self.slopes = [predictions.to_slope(self.prediction_type, level) for level in self.levels]
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         if self.limit is None:
-            a, b = self.weights[i]
+            a, b = self.slopes[i]
             slope, original = [(a, x), (b, prediction)], self._later(prediction, i, x)
         else:
             x0, sigma = self._original(prediction, i, x), self.levels[i].sigma

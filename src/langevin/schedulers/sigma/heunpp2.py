@@ -6,7 +6,8 @@ the lower the σ at which it was found.
 
 from __future__ import annotations
 
-from langevin.schedulers.sigma.recipe import Recipe, SlopeStagedRun, Stage, StagedScheduler, euler
+from langevin.schedulers.sigma.recipe import SlopeStagedRun, Stage, StagedScheduler, euler
+from langevin.schedulers.weights import Recipe
 
 
 class HeunPP2Scheduler(StagedScheduler):

@@ -5,7 +5,7 @@ r = 1/2) in the variables of Karras et al. 2022 (arXiv:2206.00364): Crowson's k-
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import sqrt
 from typing import Any, ClassVar
@@ -16,10 +16,15 @@ import torch
 from langevin.checkpoints.config import register_to_config
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import Run
+from langevin.schedulers.sigma import deviations
+from langevin.schedulers.sigma.ancestral import ancestral_step
 from langevin.schedulers.sigma.base import SigmaScheduler
-from langevin.schedulers.sigma.euler_ancestral import ancestral_step
-from langevin.schedulers.sigma.recipe import Recipe, Stage, StagedRun, euler
+from langevin.schedulers.sigma.recipe import Stage, StagedRun, euler
 from langevin.schedulers.steps import NoisyStep, PlainStep
+from langevin.schedulers.weights import Recipe
+
+AncestralStep = Callable[[float, float], tuple[float, float]]
+"""(σ, σ_next) to (σ_down, σ_up); see :func:`ancestral_step`."""
 
 
 class MidpointRun(StagedRun):
@@ -51,8 +56,8 @@ class MidpointScheduler(SigmaScheduler):
     _steps_at_once = True
     _ends = 3  # how often the table of σ has the end of the run
 
-    def _stages(self, sigma: float, target: float, as_published: bool = False) -> list[Stage]:
-        """The calls of the step from ``sigma`` to ``target``."""
+    def _stages(self, sigma: float, target: float, ancestral: AncestralStep) -> list[Stage]:
+        """The calls of the step from ``sigma`` to ``target``; ``ancestral`` says how much of it noise undoes."""
         raise NotImplementedError
 
     def _plan(
@@ -66,9 +71,9 @@ class MidpointScheduler(SigmaScheduler):
         return super()._plan(steps, timesteps, sigmas, **options)  # type: ignore[return-value]
 
     def _run_over(
-        self, timesteps: list[float], sigmas: list[float], as_published: bool = False, **options: Any
+        self, timesteps: list[float], sigmas: list[float], manner: AncestralStep = ancestral_step, **options: Any
     ) -> MidpointRun:
-        steps = [self._stages(sigma, target, as_published) for sigma, target in pairwise(sigmas)]
+        steps = [self._stages(sigma, target, manner) for sigma, target in pairwise(sigmas)]
         told: list[float] = []
         for timestep, step in zip(timesteps, steps, strict=True):
             told += [timestep, *(self.noise_schedule.timestep_of(stage.sigma) for stage in step[1:])]
@@ -156,7 +161,7 @@ class KDPM2DiscreteScheduler(PlainStep, MidpointScheduler):
             visited = [float(round(t)) for t in visited]
         return visited, levels
 
-    def _stages(self, sigma: float, target: float, as_published: bool = False) -> list[Stage]:
+    def _stages(self, sigma: float, target: float, ancestral: AncestralStep) -> list[Stage]:
         return midpoint(sigma, target)
 
 
@@ -175,12 +180,10 @@ class KDPM2AncestralDiscreteScheduler(NoisyStep, KDPM2DiscreteScheduler):  # typ
     """
 
     run_options = ("num_train_timesteps", "as_published")
+    _manners = deviations.ANCESTRAL_STEP
 
-    def _stages(self, sigma: float, target: float, as_published: bool = False) -> list[Stage]:
-        down, up = ancestral_step(sigma, target)
-        if not as_published:
-            down = _cancelled_down(sigma, target) or down
-        return midpoint(sigma, down, up)
+    def _stages(self, sigma: float, target: float, ancestral: AncestralStep) -> list[Stage]:
+        return midpoint(sigma, *ancestral(sigma, target))
 
 
 def midpoint(sigma: float, target: float, noise: float = 0.0) -> list[Stage]:
@@ -189,10 +192,3 @@ def midpoint(sigma: float, target: float, noise: float = 0.0) -> list[Stage]:
         return [Stage(sigma, euler(sigma, target))]
     middle = sqrt(sigma * target)
     return [Stage(sigma, euler(sigma, middle)), Stage(middle, Recipe(1.0, (target - sigma,), noise))]
-
-
-def _cancelled_down(sigma: float, target: float) -> float:
-    """σ_down as the root of σ_next² - σ_up² in torch's fp32; 0 if nothing, or less, is left."""
-    square, whole = torch.tensor([target, sigma], dtype=torch.float32).square()
-    up = (square * (whole - square) / whole).clamp(min=0.0).sqrt()
-    return (square - up.square()).clamp(min=0.0).sqrt().item()

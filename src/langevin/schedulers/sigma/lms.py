@@ -7,8 +7,9 @@ slopes, integrated exactly (Hairer, Nørsett & Wanner, "Solving Ordinary Differe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from langevin.checkpoints.config import register_to_config
 from langevin.schedulers import prediction as predictions
 from langevin.schedulers.arithmetic import DrawNoise, cast, combine
 from langevin.schedulers.run import Run, StepOutput
+from langevin.schedulers.sigma import deviations
 from langevin.schedulers.sigma.base import SigmaRun, SigmaScheduler
+from langevin.schedulers.weights import Recipe
 
 
 @cache
@@ -39,34 +42,36 @@ def multistep_weights(knots: Sequence[float], start: float, end: float) -> list[
 
 
 class LMSRun(SigmaRun):
-    """x ← x + Σ_k w_k·d_{i-k} with d = (x - x0)/σ."""
+    """x ← x + Σ_k w_k·d_{i-k} with d = (x - x0)/σ.
 
-    def configure(self, order: int = 4, as_published: bool = False) -> None:
+    Args:
+        manner: for how many slopes the weights are, of the number there are and of the greatest there could be.
+    """
+
+    def __init__(self, *args: Any, manner: Callable[[int, int], int], **options: Any):
+        self.manner = manner
+        self.history: list[torch.Tensor] = []  # slopes, the newest first
+        super().__init__(*args, **options)
+
+    def configure(self, order: int = 4) -> None:
         if order < 1:
             raise ValueError(f"order={order}: the number of slopes to use must be at least 1")
-        self.order, self.as_published = order, as_published
-        if not hasattr(self, "slopes"):
-            self.slopes: list[torch.Tensor] = []  # the newest first
-            self.slope_weights = []
-            for level in self.levels:
-                p, q = predictions.to_x0(self.prediction_type, level)
-                self.slope_weights.append(((1.0 - p) / level.sigma, -q / level.sigma))
-        self.weights = [  # weights[i][n - 1]: at call i, with n slopes
-            [self._weights(i, n) for n in range(1, min(order, i + 1) + 1)] for i in range(len(self))
+        self.order = order
+        self.slopes = [predictions.to_slope(self.prediction_type, level) for level in self.levels]
+        self.recipes = [  # recipes[i][n - 1]: at call i, with n slopes
+            [self._recipe(i, n) for n in range(1, min(order, i + 1) + 1)] for i in range(len(self))
         ]
 
-    def _weights(self, i: int, n: int) -> list[float]:
+    def _recipe(self, i: int, n: int) -> Recipe:
         sigmas = self.sigmas
-        return multistep_weights(sigmas[i - n + 1 : i + 1][::-1], sigmas[i], sigmas[i + 1])
+        return Recipe(1.0, multistep_weights(sigmas[i - n + 1 : i + 1][::-1], sigmas[i], sigmas[i + 1]))
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
-        a, b = self.slope_weights[i]
-        self.slopes = [combine((a, x), (b, prediction)), *self.slopes[: self.order - 1]]
-        # The reference takes the weights for as many slopes as a run from the beginning would have.
-        known = len(self.slopes) if self.as_published else self.order
-        weights = self.weights[i][min(known, i + 1) - 1]
-        previous = combine((1.0, x), *zip(weights, self.slopes, strict=False))
-        return StepOutput(cast(previous, x.dtype), self._later(prediction, i, x))
+        a, b = self.slopes[i]
+        self.history = [combine((a, x), (b, prediction)), *self.history[: self.order - 1]]
+        orders = self.recipes[i]
+        recipe = orders[min(self.manner(len(self.history), self.order), len(orders)) - 1]
+        return StepOutput(cast(recipe.sum(x, self.history), x.dtype), self._later(prediction, i, x))
 
 
 class LMSDiscreteScheduler(SigmaScheduler):
@@ -91,6 +96,7 @@ class LMSDiscreteScheduler(SigmaScheduler):
     """
 
     run_options = ("order", "as_published")
+    _manners = deviations.LMS_SLOPES
     prediction_types = ("epsilon", "sample", "v_prediction")
     _steps_at_once = True
 
@@ -103,7 +109,7 @@ class LMSDiscreteScheduler(SigmaScheduler):
     ):  # fmt: skip
         self.noise_schedule = self._build_noise_schedule()
 
-    def _run_over(self, timesteps: list[float], sigmas: list[float], **options) -> LMSRun:
+    def _run_over(self, timesteps: list[float], sigmas: list[float], **options: Any) -> LMSRun:
         start = self._init_noise_sigma(sigmas)
         return LMSRun(timesteps, sigmas, self.config.prediction_type, start, **options)
 

@@ -22,14 +22,7 @@ from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import StepOutput
 from langevin.schedulers.sigma.base import SigmaRun, SigmaScheduler
-
-
-class Recipe(NamedTuple):
-    """x ← of_origin·origin + Σ_k weights[k]·m_k + noise·z."""
-
-    of_origin: float
-    weights: Sequence[float]
-    noise: float = 0.0
+from langevin.schedulers.weights import Recipe
 
 
 class Stage(NamedTuple):
@@ -83,11 +76,9 @@ class RecipeRun(SigmaRun):
         x: torch.Tensor,
     ) -> StepOutput:  # fmt: skip
         """The step's output: the sum that ``recipe`` says, of the history as it stands."""
-        terms = [(recipe.of_origin, origin), *zip(recipe.weights, self.history, strict=False)]
-        if recipe.noise:
-            terms.append((recipe.noise, (noise or draw)(x)))
+        z = (noise or draw)(x) if recipe.noise else None
         original = self._later(prediction, i, x) if self.slopes else self.history[0].to(x.dtype)
-        return StepOutput(cast(combine(*terms), x.dtype), original)
+        return StepOutput(cast(recipe.sum(origin, self.history, z), x.dtype), original)
 
 
 class MultistepRun(RecipeRun):

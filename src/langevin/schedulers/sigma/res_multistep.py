@@ -8,8 +8,9 @@ from itertools import pairwise
 from math import log
 
 from langevin.schedulers.exponential import multistep_weights
-from langevin.schedulers.sigma.euler_ancestral import ancestral_step
-from langevin.schedulers.sigma.recipe import MultistepRun, MultistepScheduler, Recipe
+from langevin.schedulers.sigma.ancestral import ancestral_step
+from langevin.schedulers.sigma.recipe import MultistepRun, MultistepScheduler
+from langevin.schedulers.weights import Recipe
 
 
 class RESMultistepRun(MultistepRun):

@@ -13,8 +13,9 @@ from math import sqrt
 from typing import Any
 
 from langevin.schedulers.sigma.base import SigmaRun
-from langevin.schedulers.sigma.recipe import Recipe, SlopeStagedRun, Stage, StagedScheduler, euler
+from langevin.schedulers.sigma.recipe import SlopeStagedRun, Stage, StagedScheduler, euler
 from langevin.schedulers.spacing import karras
+from langevin.schedulers.weights import Recipe
 
 Interval = tuple[float, float, int, int]
 """(σ_min, σ_max, steps, times)."""

@@ -1,8 +1,6 @@
-"""Solvers that count in training timesteps: where their runs end, and how long the reference makes a step."""
+"""Solvers that count in training timesteps: where their runs end."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 
@@ -21,12 +19,3 @@ class TimestepScheduler(SchedulerMixin):
     @property
     def _final(self) -> Level:
         return Level.of_alpha_bar(self.final_alpha_cumprod.item())
-
-    def _stride_below(self, visited: Sequence[float], steps: int, final: Level) -> list[Level]:
-        """The levels T//steps timesteps below the visited ones; ``final`` below the first timestep.
-
-        There a step of the reference implementation goes to. For "leading" spacing it is the next timestep of the run;
-        for others not quite, where ``steps`` does not divide T.
-        """
-        stride = len(self) // steps
-        return [self.noise_schedule.level(t - stride) if t >= stride else final for t in visited]

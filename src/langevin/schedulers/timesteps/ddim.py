@@ -5,7 +5,7 @@ The paper writes α for what is ᾱ here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import Any
 
@@ -14,10 +14,12 @@ import torch
 
 from langevin.checkpoints.config import register_to_config
 from langevin.schedulers import prediction as predictions
-from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw
-from langevin.schedulers.noise import alpha_of_step
+from langevin.schedulers.arithmetic import DrawNoise, cast, draw
+from langevin.schedulers.noise import Level, alpha_of_step
 from langevin.schedulers.run import Run, StepOutput
+from langevin.schedulers.timesteps import deviations
 from langevin.schedulers.timesteps.base import TimestepScheduler
+from langevin.schedulers.weights import Weights
 
 
 class DDIMRun(Run):
@@ -27,40 +29,37 @@ class DDIMRun(Run):
         if not 0.0 <= eta <= 1.0:
             raise ValueError(f"eta={eta} is outside 0 (deterministic) to 1 (as much noise as DDPM)")
         self.eta = eta
-        self.coefficients = []
-        self.directions = []
+        self.weights: list[Weights] = []
+        self.kept: list[float | None] = []
         for level, target in zip(self.levels, self.targets, strict=True):
             beta = 1.0 - alpha_of_step(level, target)
             sigma = eta * target.sigma / level.sigma * sqrt(max(beta, 0.0)) if level.sigma else 0.0  # equation 16
-            direction = sqrt(max(target.sigma**2 - sigma**2, 0.0))
-            self.directions.append(None if use_clipped_model_output and self.limit is not None else direction)
+            of_x0, of_epsilon = target.alpha, sqrt(max(target.sigma**2 - sigma**2, 0.0))  # equation 12
 
-            p, q = predictions.to_x0(self.prediction_type, level)
+            p, q = self.to_x0(level)
             r, w = predictions.to_epsilon(self.prediction_type, level)
-            if self.limit is None:  # equation 12 is linear in x and the output: fold x0 and ε into two numbers
-                weights = (target.alpha * p + direction * r, target.alpha * q + direction * w, 0.0)
+            if self.limit is None:  # both are linear in x and the output
+                weights = Weights(of_x0 * p + of_epsilon * r, of_x0 * q + of_epsilon * w, of_noise=sigma)
             elif use_clipped_model_output:  # ε that belongs to the bounded x0, as GLIDE has it
                 r, w = predictions.to_epsilon("sample", level)
-                weights = (direction * r, 0.0, target.alpha + direction * w)
+                weights = Weights(of_epsilon * r, 0.0, of_x0 + of_epsilon * w, sigma)
             else:
-                weights = (direction * r, direction * w, target.alpha)
-            self.coefficients.append((*weights, sigma, p, q))
+                weights = Weights(of_epsilon * r, of_epsilon * w, of_x0, sigma)
+            self.weights.append(weights)
+            self.kept.append(None if use_clipped_model_output and self.limit is not None else of_epsilon)
 
     def noise_kept(self, i: int) -> float | None:
-        return self.directions[i]
+        return self.kept[i]
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
-        of_x, of_prediction, of_x0, sigma, p, q = self.coefficients[i]
-        terms = [(of_x, x), (of_prediction, prediction)]
         if self.limit is None:
             self.refuse_blind_start(i)
-            original = self._later(prediction, i, x)
+            x0, original = None, self._later(prediction, i, x)
         else:
-            x0 = self.limit(combine((p, x), (q, prediction)))
-            terms, original = [(of_x0, x0), *terms], cast(x0, x.dtype)
-        if self.eta > 0.0:
-            terms.append((sigma, (noise or draw)(prediction)))
-        return StepOutput(cast(combine(*terms), x.dtype), original)
+            x0 = self._original(prediction, i, x)
+            original = cast(x0, x.dtype)
+        z = (noise or draw)(prediction) if self.eta > 0.0 else None
+        return StepOutput(cast(self.weights[i].sum(x, prediction, x0, z), x.dtype), original)
 
 
 class DDIMScheduler(TimestepScheduler):
@@ -86,6 +85,7 @@ class DDIMScheduler(TimestepScheduler):
     """
 
     run_options = ("eta", "use_clipped_model_output", "as_published")
+    _manners = deviations.STEPS
 
     @register_to_config
     def __init__(
@@ -99,16 +99,12 @@ class DDIMScheduler(TimestepScheduler):
         self.noise_schedule = self._build_noise_schedule()
 
     def _plan(
-        self,
-        steps: int,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        as_published: bool = False,
-        **options: Any,
-    ) -> DDIMRun:
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
+        manner: Callable[..., list[Level]], **options: Any,
+    ) -> DDIMRun:  # fmt: skip
         visited, levels, targets = self._visit(steps, timesteps, sigmas, self._final)
-        if timesteps is None and sigmas is None and self._spacing is None and not as_published:
-            targets = self._stride_below(visited, steps, self._final)
+        if self._untold(timesteps, sigmas):
+            targets = manner(self, visited, steps, targets, self._final)
         limit = predictions.limiter(self._own)
         return DDIMRun(visited, levels, targets, self.config.prediction_type, limit, **options)
 

@@ -9,7 +9,7 @@ predictions at their levels, tells it the level that x is at.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from langevin.schedulers import spacing as spacings
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import Run
 from langevin.schedulers.steps import PlainStep
+from langevin.schedulers.timesteps import deviations
 from langevin.schedulers.timesteps.base import TimestepScheduler
 from langevin.schedulers.timesteps.ddim import DDIMRun
 
@@ -47,6 +48,7 @@ class DDIMInverseScheduler(PlainStep, TimestepScheduler):
     """
 
     run_options = ("as_published",)
+    _manners = deviations.STEPS
     _compatibles: ClassVar[list[str]] = []
 
     @register_to_config
@@ -73,9 +75,9 @@ class DDIMInverseScheduler(PlainStep, TimestepScheduler):
         steps: int,
         timesteps: Sequence[float] | None,
         sigmas: Sequence[float] | None,
-        as_published: bool = False,
+        manner: Callable[..., list[Level]],
     ) -> DDIMRun:
-        evenly = timesteps is None and sigmas is None and self._spacing is None
+        evenly = self._untold(timesteps, sigmas)
         if evenly and self.config.timestep_spacing not in ("leading", "trailing"):
             raise ValueError(
                 f"timestep_spacing={self.config.timestep_spacing!r} in the config of DDIMInverseScheduler: must be one "
@@ -86,8 +88,8 @@ class DDIMInverseScheduler(PlainStep, TimestepScheduler):
         start = Level.of_alpha_bar(self.initial_alpha_cumprod.item())
         timesteps, sigmas = (None if given is None else given[::-1] for given in (timesteps, sigmas))
         visited, levels, below = self._visit(steps, timesteps, sigmas, start)
-        if evenly and not as_published:
-            below = self._stride_below(visited, steps, start)
+        if evenly:
+            below = manner(self, visited, steps, below, start)
         if self.config.prediction_type == "sample" and below[-1].sigma == 0.0:
             raise ValueError(
                 "prediction_type='sample' says nothing about noise where there is none yet: an inversion with it needs "

@@ -7,20 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log, sqrt
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from langevin.checkpoints.config import register_to_config
 from langevin.schedulers import prediction as predictions
-from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw
+from langevin.schedulers.arithmetic import DrawNoise, cast, draw
 from langevin.schedulers.noise import Level, alpha_of_step
 from langevin.schedulers.run import Run, StepOutput
 from langevin.schedulers.steps import NoisyStep
 from langevin.schedulers.timesteps.base import TimestepScheduler
+from langevin.schedulers.weights import Weights
 
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
 _LEAST_VARIANCE = 1e-20
+
+
+class Variances(NamedTuple):
+    """The least and the greatest variance that a step may sensibly have (section 3.2)."""
+
+    small: float  # β̃, right if the data were a single point
+    large: float  # β, right if they were standard normal
+
+    def fixed(self, variance_type: str) -> float:
+        """The one that the variance type names."""
+        return self.large if variance_type.startswith("fixed_large") else self.small
 
 
 class DDPMRun(Run):
@@ -34,51 +47,50 @@ class DDPMRun(Run):
         self.alphas = alphas
         super().__init__(*args, **options)
 
-    def configure(self) -> None:
-        self.coefficients = []
-        for i, (level, target) in enumerate(zip(self.levels, self.targets, strict=True)):
-            alpha = alpha_of_step(level, target) if self.alphas is None else self.alphas[i]
-            beta = 1.0 - alpha
-            mean_x0 = target.alpha * beta / level.sigma**2
-            mean_x = sqrt(alpha) * target.sigma**2 / level.sigma**2
-            small = max(target.sigma**2 / level.sigma**2 * beta, _LEAST_VARIANCE)  # equation 7's β̃
-
-            if self.limit is None:
-                p, q = predictions.to_x0(self.prediction_type, level)
-                weights = (mean_x + mean_x0 * p, mean_x0 * q, 0.0)
-            else:
-                weights = (mean_x, 0.0, mean_x0)
-            self.coefficients.append((*weights, small, max(beta, _LEAST_VARIANCE)))
-
     @property
     def learns_variance(self) -> bool:  # type: ignore[override]
         """Whether σ_t is the network's to say, or to choose: "learned" and "learned_range"."""
         return self.variance_type in ("learned", "learned_range")
 
-    def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
-        of_x, of_prediction, of_x0, small, beta = self.coefficients[i]
-        variance = None
-        if self.learns_variance and prediction.shape[1] == 2 * x.shape[1]:
-            prediction, variance = prediction.chunk(2, dim=1)
+    def configure(self) -> None:
+        self.weights: list[Weights] = []
+        self.variances: list[Variances] = []
+        for i, (level, target) in enumerate(zip(self.levels, self.targets, strict=True)):
+            alpha = alpha_of_step(level, target) if self.alphas is None else self.alphas[i]
+            beta = 1.0 - alpha
+            of_x0 = target.alpha * beta / level.sigma**2  # equation 7: the mean μ̃
+            of_x = sqrt(alpha) * target.sigma**2 / level.sigma**2
+            small = target.sigma**2 / level.sigma**2 * beta  # and the variance β̃
+            variances = Variances(max(small, _LEAST_VARIANCE), max(beta, _LEAST_VARIANCE))
 
+            # A learned deviation is multiplied into the noise itself.
+            of_noise = 1.0 if self.learns_variance else sqrt(variances.fixed(self.variance_type))
+            if self.limit is None:
+                p, q = self.to_x0(level)
+                weights = Weights(of_x + of_x0 * p, of_x0 * q, of_noise=of_noise)
+            else:
+                weights = Weights(of_x, 0.0, of_x0, of_noise)
+            self.weights.append(weights)
+            self.variances.append(variances)
+
+    def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
+        v = None
+        if self.learns_variance and prediction.shape[1] == 2 * x.shape[1]:
+            prediction, v = prediction.chunk(2, dim=1)
         if self.limit is None:
             self.refuse_blind_start(i)
-            terms = [(of_x, x), (of_prediction, prediction)]
-            original = self._later(prediction, i, x)
+            x0, original = None, self._later(prediction, i, x)
         else:
             x0 = self._original(prediction, i, x)
-            terms, original = [(of_x0, x0), (of_x, x)], cast(x0, x.dtype)
-
+            original = cast(x0, x.dtype)
+        z = None
         if self.timesteps[i] > 0:  # algorithm 2: no noise into the image itself
             z = (noise or draw)(prediction)
             if self.learns_variance:
-                terms.append((1.0, self._learned_deviation(variance, small, beta) * z))
-            else:
-                large = self.variance_type.startswith("fixed_large")
-                terms.append((sqrt(beta if large else small), z))
-        return StepOutput(cast(combine(*terms), x.dtype), original)
+                z = self._learned_deviation(v, self.variances[i]) * z
+        return StepOutput(cast(self.weights[i].sum(x, prediction, x0, z), x.dtype), original)
 
-    def _learned_deviation(self, v: torch.Tensor | None, small: float, beta: float) -> torch.Tensor:
+    def _learned_deviation(self, v: torch.Tensor | None, variances: Variances) -> torch.Tensor:
         if v is None:
             raise ValueError(
                 f"variance_type={self.variance_type!r} needs a network output with twice the sample's channels: "
@@ -87,7 +99,7 @@ class DDPMRun(Run):
         if self.variance_type == "learned":
             return v.sqrt()
         # arXiv:2102.09672, equation 15: log σ² lies between log β̃ (v = -1) and log β (v = 1); half of it for σ.
-        low, high = log(small), log(beta)
+        low, high = log(variances.small), log(variances.large)
         return (v * ((high - low) / 4) + (high + low) / 4).exp()
 
 

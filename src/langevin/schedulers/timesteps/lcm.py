@@ -5,7 +5,7 @@ visits levels of the *grid* on which the model was distilled, every k-th trainin
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import Run, StepOutput
 from langevin.schedulers.steps import NoisyStep
+from langevin.schedulers.timesteps import deviations
 from langevin.schedulers.timesteps.base import TimestepScheduler
 
 
@@ -100,7 +101,7 @@ class DistilledScheduler(TimestepScheduler):
         original_inference_steps: int | None, strength: float,
     ) -> tuple[list[float], list[Level], list[Level]]:  # fmt: skip
         """(timesteps, levels, next levels) of a run."""
-        if timesteps is None and sigmas is None and self._spacing is None:
+        if self._untold(timesteps, sigmas):
             grid = self._grid(original_inference_steps, strength)
             most = min(len(grid), original_inference_steps or self.config.original_inference_steps)
             if steps > most:
@@ -170,15 +171,16 @@ class LCMScheduler(NoisyStep, DistilledScheduler):
         ...     x = run.step(network(x, t), i, x).prev_sample
     """
 
+    _manners = deviations.LCM_END
+
     def _plan(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
-        original_inference_steps: int | None = None, strength: float = 1.0, as_published: bool = False,
+        manner: Callable[..., list[Level]], original_inference_steps: int | None = None, strength: float = 1.0,
     ) -> LCMRun:  # fmt: skip
         visited, levels, targets = self._visit_grid(
             steps, timesteps, sigmas, Level(1.0, 0.0), original_inference_steps, strength
         )
-        if timesteps is not None and len(visited) < steps and not as_published:
-            targets = [*targets[:-1], levels[-1]]
+        targets = manner(targets, levels[-1], timesteps is not None and len(visited) < steps)
         c = self.config
         limit = predictions.limiter(self._own)
         return LCMRun(visited, levels, targets, c.prediction_type, limit, timestep_scaling=c.timestep_scaling)

@@ -13,11 +13,9 @@ import torch
 
 from langevin.schedulers import prediction as predictions
 from langevin.schedulers.arithmetic import cast
-from langevin.schedulers.noise import Level
-from langevin.schedulers.run import Run
-from langevin.schedulers.timesteps.base import TimestepScheduler
 from langevin.schedulers.timesteps.ddim import DDIMRun, DDIMScheduler
 from langevin.schedulers.timesteps.ddpm import DDPMRun, DDPMScheduler
+from langevin.schedulers.timesteps.deviations import PARALLEL_STEPS
 
 
 def step_each(run: DDIMRun | DDPMRun, prediction: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -42,31 +40,15 @@ def step_each(run: DDIMRun | DDPMRun, prediction: torch.Tensor, x: torch.Tensor)
     dtype = torch.promote_types(x.dtype, torch.float32)
     if prediction.shape[1] == 2 * x.shape[1]:
         prediction = prediction[:, : x.shape[1]]
-    of_x, of_prediction, of_x0 = ([weights[k] for weights in run.coefficients] for k in range(3))
-    terms = [(of_x, x), (of_prediction, prediction)]
+    of_x, of_output, of_x0, _ = zip(*run.weights, strict=True)
+    terms = [(of_x, x), (of_output, prediction)]
     if run.limit is not None:
-        p, q = zip(*(predictions.to_x0(run.prediction_type, level) for level in run.levels), strict=True)
+        p, q = zip(*map(run.to_x0, run.levels), strict=True)
         terms.append((of_x0, run.limit(mix((p, x), (q, prediction)))))
     return mix(*terms).to(x.dtype)
 
 
-class _Steps(TimestepScheduler):
-    """Where the steps of ``batch_step_no_noise`` lead."""
-
-    def _steps_from(
-        self, timesteps: torch.Tensor | Sequence[int], as_published: bool
-    ) -> tuple[list[int], list[Level], list[Level]]:
-        """(timesteps, levels, next levels): T//n timesteps on, or where ``step`` goes."""
-        told = torch.as_tensor(timesteps).flatten().tolist()
-        if as_published:
-            run: Run = self.run
-            calls = [run.index_of(t) for t in told]
-            return told, [run.levels[i] for i in calls], [run.targets[i] for i in calls]
-        targets = self._stride_below(told, self.num_inference_steps or len(self), Level(1.0, 0.0))
-        return told, [self.noise_schedule.level(t) for t in told], targets
-
-
-class DDIMParallelScheduler(_Steps, DDIMScheduler):
+class DDIMParallelScheduler(DDIMScheduler):
     """:class:`DDIMScheduler` with :meth:`batch_step_no_noise`. Config, runs and steps are the same.
 
     >>> scheduler = DDIMParallelScheduler(clip_sample=False)
@@ -100,14 +82,15 @@ class DDIMParallelScheduler(_Steps, DDIMScheduler):
             raise ValueError(f"eta={eta}: a step without noise is deterministic; leave eta at 0, or use step()")
         if self.num_inference_steps is None:
             raise ValueError(f"{type(self).__name__} has no timesteps yet: call set_timesteps(steps) first")
+        told = torch.as_tensor(timesteps).flatten().tolist()
         run = DDIMRun(
-            *self._steps_from(timesteps, as_published), self.config.prediction_type, predictions.limiter(self._own),
-            use_clipped_model_output=use_clipped_model_output,
+            told, *PARALLEL_STEPS.of(as_published)(self, told), self.config.prediction_type,
+            predictions.limiter(self._own), use_clipped_model_output=use_clipped_model_output,
         )  # fmt: skip
         return step_each(run, model_output, sample)
 
 
-class DDPMParallelScheduler(_Steps, DDPMScheduler):
+class DDPMParallelScheduler(DDPMScheduler):
     """:class:`DDPMScheduler` with :meth:`batch_step_no_noise`. Config, runs and steps are the same.
 
     >>> scheduler = DDPMParallelScheduler()
@@ -132,8 +115,9 @@ class DDPMParallelScheduler(_Steps, DDPMScheduler):
         Returns:
             The samples, each one step on, without the noise that belongs there.
         """
+        told = torch.as_tensor(timesteps).flatten().tolist()
         run = DDPMRun(
-            *self._steps_from(timesteps, as_published), self.config.prediction_type, predictions.limiter(self._own),
-            variance_type="fixed_small",
+            told, *PARALLEL_STEPS.of(as_published)(self, told), self.config.prediction_type,
+            predictions.limiter(self._own), variance_type="fixed_small",
         )  # fmt: skip
         return step_each(run, model_output, sample)

@@ -6,19 +6,20 @@ Classical solvers for ordinary differential equations, with their straight step 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from langevin.checkpoints.config import register_to_config
-from langevin.schedulers import prediction as predictions
 from langevin.schedulers.arithmetic import DrawNoise, cast, combine
 from langevin.schedulers.noise import Level
 from langevin.schedulers.run import Run, StepOutput
 from langevin.schedulers.steps import PlainStep
+from langevin.schedulers.timesteps import deviations
 from langevin.schedulers.timesteps.base import TimestepScheduler
+from langevin.schedulers.timesteps.deviations import PNDMAsPublished
+from langevin.schedulers.timesteps.pndm_calls import RUNGE_KUTTA_CALLS, Calls
 
 # Adams-Bashforth weights of the newest ε, the one before, … (equation 12 is the last row).
 ADAMS_BASHFORTH = (
@@ -40,93 +41,75 @@ def transfer(level: Level, target: Level) -> tuple[float, float]:
 class PNDMRun(Run):
     """Runge-Kutta for three steps of four calls each, then linear multistep (algorithm 2); or multistep alone.
 
-    Without Runge-Kutta the first step is taken twice: with ε at its start, then with the mean of that and ε at its
-    end. So a run of n steps makes n + 1 calls, two of them at the second timestep.
-
     What a call does follows from the number of calls made before it, not from ``i``: a run that begins late (image
     to image) begins the algorithm there.
 
     Args:
+        calls: what the run is made of; see :mod:`langevin.schedulers.timesteps.pndm_calls`.
         warm_up: how many calls belong to Runge-Kutta steps: 12 or 0.
-        repeat: for each call, the step (level, target) that it takes again if it is the second of the run, or None.
-        halves: for each call, where it goes as part of a Runge-Kutta step: if it is an even call of the run, half a
-            step on, and if it is an odd one, usually to its own level.
-        own_steps: turn each output into ε where it was made; otherwise outputs are mixed as they come, and the
-            mixture is turned into ε at the start of the step.
+        manner: what is kept of a call, and how a step follows from it.
     """
 
-    def __init__(
-        self, *args, warm_up: int, repeat: Callable[[int], tuple[Level, Level] | None],
-        halves: Callable[[int], tuple[Level, Level]], own_steps: bool,
-    ):  # fmt: skip
-        self.warm_up = warm_up
-        self.repeat = repeat
-        self.halves = halves
-        self.own_steps = own_steps
-        self.calls = 0
-        self.history: list[torch.Tensor] = []  # outputs at whole steps, the newest first
-        self.stages: list[torch.Tensor] = []  # outputs within a Runge-Kutta step
+    def __init__(self, calls: Calls, prediction_type: str, warm_up: int, manner: PNDMAsPublished):
+        self.calls, self.warm_up, self.manner = calls, warm_up, manner
+        self.made = 0  # calls so far
+        self.history: list[torch.Tensor] = []  # ε at whole steps, the newest first
+        self.stages: list[torch.Tensor] = []  # ε within a Runge-Kutta step
         self.origin: torch.Tensor | None = None  # x where a step of several calls began
-        super().__init__(*args)
+        super().__init__(calls.timesteps, calls.levels, calls.targets, prediction_type)
 
     def configure(self) -> None:
-        self.moves = [self._coefficients(*ends) for ends in zip(self.levels, self.targets, strict=True)]
-        if self.own_steps:
-            self.to_epsilon = [predictions.to_epsilon(self.prediction_type, level) for level in self.levels]
+        self.moves = [self._transfer(*ends) for ends in zip(self.levels, self.targets, strict=True)]
+        self.readings = [self.manner.reading(self.prediction_type, level) for level in self.levels]
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
-        output = prediction
-        if self.own_steps:
-            r, w = self.to_epsilon[i]
-            output = combine((r, x), (w, prediction))
-        if self.own_steps and self.calls == 0 and 0 < i < self.warm_up:
+        r, w = self.readings[i]
+        epsilon = combine((r, x), (w, prediction))
+        if self.made == 0 and 0 < i < self.warm_up and not self.manner.begins_anywhere:
             raise ValueError(
                 f"a run with Runge-Kutta steps begins at call 0 or after call {self.warm_up - 1}, not at {i}; "
                 "plan it without as_published, or with skip_prk_steps=True"
             )
-        advance = self._runge_kutta if self.calls < self.warm_up else self._multistep
-        previous = advance(output, i, x)
-        self.calls += 1
+        advance = self._runge_kutta if self.made < self.warm_up else self._multistep
+        previous = advance(epsilon, i, x)
+        self.made += 1
         return StepOutput(cast(previous, x.dtype), self._later(prediction, i, x))
 
-    def _runge_kutta(self, output: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
+    def _runge_kutta(self, epsilon: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
         """Equation 13: ε1 at t, ε2 and ε3 half-way, ε4 at the end, each reached from x_t with the ε before it."""
-        stage = self.calls % 4
+        stage = self.made % 4
         if stage == 0:
             self.origin, self.stages = x, []
-            self.history = [output, *self.history]
-        self.stages.append(output)
-        level, target = self.levels[self.calls - stage], self.halves(i)[stage % 2]
-        move = self._coefficients(level, target)
+            self.history = [epsilon, *self.history]
+        self.stages.append(epsilon)
+        level, target = self.levels[self.made - stage], self.calls.halves[i][stage % 2]
+        transfer = self._transfer(level, target)
         if stage < 3:
-            return self._move(self.origin, move, (1.0,), (output,))
-        return self._move(self.origin, move, _RUNGE_KUTTA, self.stages)
+            return self._phi(self.origin, transfer, (1.0,), (epsilon,))
+        return self._phi(self.origin, transfer, _RUNGE_KUTTA, self.stages)
 
-    def _multistep(self, output: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
+    def _multistep(self, epsilon: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
         """Equation 12, and its lower orders while there is less history."""
-        repeat = self.repeat(i) if self.calls == 1 else None
-        if repeat is not None:
-            return self._move(self.origin, self._coefficients(*repeat), (1 / 2, 1 / 2), (output, self.history[0]))
-        if self.own_steps and self.targets[i] == self.levels[i]:  # begun at the repetition: nothing to repeat
-            self.calls -= 1
+        again = self.calls.again[i] if self.made == 1 else None
+        if again is not None:
+            return self._phi(self.origin, self._transfer(*again), (1 / 2, 1 / 2), (epsilon, self.history[0]))
+        if self.targets[i] == self.levels[i]:  # begun at the repetition: nothing to repeat
+            self.made -= 1
             return x
-        self.origin = x if self.calls == 0 else None
-        self.history = [output, *self.history[:3]]
+        self.origin = x if self.made == 0 else None
+        self.history = [epsilon, *self.history[:3]]
         weights = ADAMS_BASHFORTH[len(self.history) - 1]
-        return self._move(x, self.moves[i], weights, self.history)
+        return self._phi(x, self.moves[i], weights, self.history)
 
-    def _coefficients(self, level: Level, target: Level) -> tuple[float, float]:
-        """Weights of x and of the output (ε, or whatever the network gives) in a step between these levels."""
-        a, b = transfer(level, target)
-        if not self.own_steps:
-            r, w = predictions.to_epsilon(self.prediction_type, level)
-            a, b = a + b * r, b * w
-        return a, b
+    def _transfer(self, level: Level, target: Level) -> tuple[float, float]:
+        """(a, b) of φ(x, ε) between these levels, for what the run keeps of a call."""
+        return self.manner.moved(self.prediction_type, level, transfer(level, target))
 
     @staticmethod
-    def _move(x, move: tuple[float, float], weights: Sequence[float], outputs) -> torch.Tensor:
-        a, b = move
-        return combine((a, x), *[(b * weight, output) for weight, output in zip(weights, outputs, strict=True)])
+    def _phi(x, transfer: tuple[float, float], weights: Sequence[float], epsilons) -> torch.Tensor:
+        """φ(x, Σ_k w_k·ε_k)."""
+        a, b = transfer
+        return combine((a, x), *[(b * weight, epsilon) for weight, epsilon in zip(weights, epsilons, strict=True)])
 
 
 class PNDMScheduler(PlainStep, TimestepScheduler):
@@ -151,6 +134,7 @@ class PNDMScheduler(PlainStep, TimestepScheduler):
     """
 
     run_options = ("as_published",)
+    _manners = deviations.PNDM
     _tuple_has_original = False
     prediction_types = ("epsilon", "v_prediction")
 
@@ -164,71 +148,19 @@ class PNDMScheduler(PlainStep, TimestepScheduler):
         self.noise_schedule = self._build_noise_schedule()
 
     def _plan(
-        self,
-        steps: int,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        as_published: bool = False,
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, manner: PNDMAsPublished
     ) -> PNDMRun:
-        final = self._final
         warm_up = not self.config.skip_prk_steps
         if warm_up and steps < 4:
             raise ValueError(
                 f"PNDMScheduler needs at least 4 steps for its Runge-Kutta start, got {steps}; "
                 "with skip_prk_steps=True in its config it runs with any number"
             )
-        if timesteps is not None or sigmas is not None or self._spacing is not None or as_published:
-            return self._own_plan(*self._visit(steps, timesteps, sigmas, final), warm_up)
-
-        visited = self._on_grid(self._spaced_timesteps(steps), steps)
-        # The reference's grid: every step is T//n timesteps long, whatever the spacing.
-        stride = self.config.num_train_timesteps // steps
-        half = stride // 2
-        if warm_up:
-            (t0, t1, t2, t3), rest = visited[:4], visited[3:]
-            halfway = [t0, *[t1 + half] * 2, t1, t1, *[t2 + half] * 2, t2, t2, *[t3 + half] * 2, t3]
-            calls = [*halfway, *rest]
-        else:
-            calls = [*visited[:2], *visited[1:]]
-
-        @functools.cache
-        def level(t: int) -> Level:
-            return self.noise_schedule.level(min(t, len(self.noise_schedule) - 1)) if t >= 0 else final
-
-        return PNDMRun(
-            calls,
-            [level(t) for t in calls],
-            [level(t - stride) for t in calls],
-            self.config.prediction_type,
-            warm_up=12 if warm_up else 0,
-            repeat=lambda i: (level(calls[i] + stride), level(calls[i])),
-            halves=lambda i: (level(calls[i] - half), level(calls[i])),
-            own_steps=False,
-        )
-
-    def _own_plan(self, visited: list[float], levels: list[Level], targets: list[Level], warm_up: bool) -> PNDMRun:
-        """The run whose steps go from each visited timestep to the next, whatever their lengths."""
-        if warm_up:
-            calls, at = [], []
-            for k in range(3):
-                middle = (visited[k] + visited[k + 1]) / 2
-                calls += [visited[k], middle, middle, visited[k + 1]]
-                at += [levels[k], *[self.noise_schedule.level(middle)] * 2, levels[k + 1]]
-            calls, at, to = calls + visited[3:], at + levels[3:], at + targets[3:]
-        else:
-            calls = [*visited[:2], *visited[1:]]
-            at = [*levels[:2], *levels[1:]]
-            to = [*targets[:1], *levels[1:2], *targets[1:]]
-        return PNDMRun(
-            calls,
-            at,
-            to,
-            self.config.prediction_type,
-            warm_up=12 if warm_up else 0,
-            repeat=lambda i: (levels[0], levels[1]) if i == 1 and not warm_up and len(visited) > 1 else None,
-            halves=lambda i: (at[i + 1], at[i]),  # asked for during Runge-Kutta only, which never ends the list
-            own_steps=True,
-        )
+        if not self._untold(timesteps, sigmas):
+            manner = deviations.PNDM.published
+        visited, levels, targets = self._visit(steps, timesteps, sigmas, self._final)
+        calls = manner.calls(self, visited, levels, targets, warm_up)
+        return PNDMRun(calls, self.config.prediction_type, RUNGE_KUTTA_CALLS if warm_up else 0, manner)
 
     @property
     def timesteps(self) -> torch.Tensor | None:

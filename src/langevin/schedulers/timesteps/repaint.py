@@ -8,8 +8,6 @@ up some levels, so that the unknown part has time to come to terms with it (sect
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -19,8 +17,9 @@ from langevin.checkpoints.config import register_to_config
 from langevin.schedulers import prediction as predictions
 from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw
 from langevin.schedulers.familiar import as_tensor
-from langevin.schedulers.noise import Level
+from langevin.schedulers.noise import Level, rise
 from langevin.schedulers.run import StepOutput
+from langevin.schedulers.timesteps import deviations
 from langevin.schedulers.timesteps.base import TimestepScheduler
 from langevin.schedulers.timesteps.ddim import DDIMRun
 
@@ -40,12 +39,6 @@ def levels_of_jumps(steps: int, jump_length: int, jump_n_sample: int) -> list[in
             path += range(level + 1, level + jump_length + 1)
             level += jump_length
     return path
-
-
-def rise(level: Level, target: Level) -> tuple[float, float]:
-    """What multiplies x and what the noise in a step of the training process from a level up to a noisier one."""
-    keep = target.alpha / level.alpha
-    return keep, sqrt(max(1.0 - keep**2, 0.0))
 
 
 class RePaintRun(DDIMRun):
@@ -108,6 +101,7 @@ class RePaintScheduler(TimestepScheduler):
         ...     x = run.step(network(x, t), i, x, noise=torch.randn_like).prev_sample
     """
 
+    _manners = deviations.REPAINT
     run_options = ("mask", "original", "jump_length", "jump_n_sample", "eta", "as_published")
     prediction_types = ("epsilon",)
     _compatibles = []
@@ -124,43 +118,35 @@ class RePaintScheduler(TimestepScheduler):
     def _plan(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
         mask: torch.Tensor | None = None, original: torch.Tensor | None = None, jump_length: int = 10,
-        jump_n_sample: int = 10, eta: float | None = None, as_published: bool = False,
+        jump_n_sample: int = 10, eta: float | None = None,
+        manner: deviations.RePaintAsPublished = deviations.REPAINT.reference,
     ) -> RePaintRun:  # fmt: skip
         if (mask is None) != (original is None):
             raise ValueError("give mask and original together: what is known, and where")
         if jump_length < 1 or jump_n_sample < 1:
             raise ValueError(f"jump_length={jump_length}, jump_n_sample={jump_n_sample}: both must be at least 1")
-        if timesteps is not None or sigmas is not None or self._spacing is not None:
-            visited, levels, below = self._visit(steps, timesteps, sigmas, self._final)
-            stride = None
-        else:  # the reference's grid: every step is T//n timesteps long, and so is every step up
+        if self._untold(timesteps, sigmas):  # every step is T//n timesteps long
             steps = min(steps, len(self))
             stride = len(self) // steps
-            visited = [k * stride for k in reversed(range(steps))]
+            visited: list[float] = [k * stride for k in reversed(range(steps))]
             levels = [self.noise_schedule.level(t) for t in visited]
-            below = self._stride_below(visited, steps, self._final)
+            below = [*levels[1:], self._final]
+        else:
+            visited, levels, below = self._visit(steps, timesteps, sigmas, self._final)
+            stride = 0
         path = levels_of_jumps(len(visited), jump_length, jump_n_sample)
         calls = [k for k, level in enumerate(path) if k == 0 or level < path[k - 1]]
         undo: list[list[tuple[float, float]]] = []
         for k, following in zip(calls, [*calls[1:], len(path)], strict=True):
             up = following - k - 1  # the step at path[k] ended one level below it
-            if stride is not None and not as_published:
-                undo.append(self._way_up(path[k] * stride, up * stride))
-                continue
             passed = [below[-1 - path[k]], *(levels[-1 - level] for level in range(path[k], path[k] + up))]
-            moves = pairwise(passed) if not as_published else [(passed[0], passed[-1])] if up else []
-            undo.append([rise(*move) for move in moves])
+            undo.append(manner.way_up(self.noise_schedule, passed, path[k], stride))
         places = [-1 - path[k] for k in calls]
         limit = predictions.limiter({"clip_sample": self.config.clip_sample, "clip_sample_range": 1.0})
         return RePaintRun(
             *([side[place] for place in places] for side in (visited, levels, below)), "epsilon", limit, undo=undo,
             original=original, mask=mask, eta=self.eta if eta is None else eta,
         )  # fmt: skip
-
-    def _way_up(self, first: int, count: int) -> list[tuple[float, float]]:
-        """sqrt(α) and sqrt(β) of ``count`` timesteps from the first on, in fp32: thousands of them add up."""
-        reached = slice(first, first + count)
-        return list(zip(self.alphas[reached].sqrt().tolist(), self.betas[reached].sqrt().tolist(), strict=True))
 
     def _whole(self) -> RePaintRun:
         return self._plan(len(self), None, None, jump_n_sample=1)
@@ -222,7 +208,8 @@ class RePaintScheduler(TimestepScheduler):
         if self.num_inference_steps is None:
             raise ValueError("RePaintScheduler has no timesteps yet: call set_timesteps(steps) before undo_step()")
         if self._spacing is None:
-            way = self._way_up(int(timestep), len(self) // self.num_inference_steps)
+            stride = len(self) // self.num_inference_steps
+            way = deviations.timestep_by_timestep(self.noise_schedule, int(timestep), stride)
         else:
             i = self.run.index_of(float(timestep))
             way = [rise(self.run.targets[i], self.run.levels[i])]

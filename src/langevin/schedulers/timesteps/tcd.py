@@ -6,7 +6,6 @@ The paper's γ is called ``eta`` here, as everywhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,11 @@ import torch
 
 from langevin.schedulers import prediction as predictions
 from langevin.schedulers.arithmetic import DrawNoise, cast, combine, draw
-from langevin.schedulers.noise import Level
+from langevin.schedulers.noise import Level, rise
 from langevin.schedulers.run import Run, StepOutput
+from langevin.schedulers.timesteps import deviations
 from langevin.schedulers.timesteps.lcm import DistilledScheduler
+from langevin.schedulers.weights import Weights
 
 
 class TCDOutput(StepOutput):
@@ -44,7 +45,8 @@ class TCDRun(Run):
     def configure(self, eta: float = 0.3) -> None:
         if not 0.0 <= eta <= 1.0:
             raise ValueError(f"eta={eta} is outside 0 (deterministic) to 1 (to the clean image in every step)")
-        self.coefficients = []
+        self.downs: list[Weights] = []
+        self.rises: list[tuple[float, float]] = []  # what multiplies x_s and what the noise, on the way up to t_next
         for i, (level, target) in enumerate(zip(self.levels, self.targets, strict=True)):
             down = target  # the last step goes straight to the end
             if i < len(self) - 1 and eta > 0.0:
@@ -53,22 +55,17 @@ class TCDRun(Run):
                 down = min(s, target, key=lambda level: level.ratio)
             p, q = self.to_x0(level)
             r, w = predictions.to_epsilon(self.prediction_type, level)
-            keep = target.alpha / down.alpha
-            self.coefficients.append(
-                (
-                    down.alpha * p + down.sigma * r,  # x_s = α_s·x0 + σ_s·ε
-                    down.alpha * q + down.sigma * w,
-                    keep,
-                    sqrt(max(1.0 - keep**2, 0.0)),
-                )
+            self.downs.append(  # x_s = α_s·x0 + σ_s·ε
+                Weights(down.alpha * p + down.sigma * r, down.alpha * q + down.sigma * w)
             )
+            self.rises.append(rise(down, target))
 
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> TCDOutput:
         self.refuse_blind_start(i)
-        of_x, of_prediction, keep, added = self.coefficients[i]
-        noised = previous = combine((of_x, x), (of_prediction, prediction))
-        if added:
-            previous = combine((keep, noised), (added, (noise or draw)(noised)))
+        noised = previous = self.downs[i].sum(x, prediction)
+        of_noised, of_noise = self.rises[i]
+        if of_noise:
+            previous = combine((of_noised, noised), (of_noise, (noise or draw)(noised)))
         output = TCDOutput(cast(previous, x.dtype), self._later(prediction, i, x))
         output.pred_noised_sample = cast(noised, x.dtype)
         return output
@@ -98,6 +95,7 @@ class TCDScheduler(DistilledScheduler):
     """
 
     run_options = ("eta", *DistilledScheduler.run_options)
+    _manners = deviations.TCD_END
 
     def _grid(self, original_inference_steps: int | None, strength: float) -> list[int]:
         if original_inference_steps is None:
@@ -106,10 +104,10 @@ class TCDScheduler(DistilledScheduler):
 
     def _plan(
         self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None,
-        original_inference_steps: int | None = None, strength: float = 1.0, as_published: bool = False, **eta: Any,
+        manner: Callable[..., Level], original_inference_steps: int | None = None, strength: float = 1.0, **eta: Any,
     ) -> TCDRun:  # fmt: skip
         noise = self.noise_schedule
-        final = self._final if as_published else noise.level(0)
+        final = manner(noise, self._final)
         visited, levels, targets = self._visit_grid(steps, timesteps, sigmas, final, original_inference_steps, strength)
         return TCDRun(visited, levels, targets, self.config.prediction_type, level_of=noise.level, **eta)
 
