@@ -11,7 +11,7 @@ from torch import Tensor
 from langevin.guiders.base import Conditions, Denoiser, Guider, Step, Told
 
 if TYPE_CHECKING:
-    from langevin.schedulers.base import Run
+    from langevin.schedulers.run import Run
 
 
 def denoise(

@@ -108,10 +108,10 @@ class Cascade(DiffusionPipeline):
             steps=4, name="decoder",
         )  # fmt: skip
         small = call.denoise(decoder)
+        shown = Channels("small", interpolate(small, (16, 16)))
         large = call.stage(
-            self.super_res, self.prior_scheduler, (n, 3, 16, 16), guiders=[Channels("small", interpolate(small, (16, 16)))],
-            steps=2, name="super-resolution",
-        )  # fmt: skip
+            self.super_res, self.prior_scheduler, (n, 3, 16, 16), guiders=[shown], steps=2, name="super-resolution"
+        )
         return ImagePipelineOutput(call.deliver(call.decode(large, call.denoise(large))))
 
 

@@ -24,7 +24,7 @@ from test_scheduler_meaning import gaussian_belief, sample
 
 import langevin
 from langevin import DPMSolverSinglestepScheduler
-from langevin.schedulers.dpm_singlestep import orders_of
+from langevin.schedulers.logsnr.dpm_singlestep import orders_of
 
 NAME = "DPMSolverSinglestepScheduler"
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

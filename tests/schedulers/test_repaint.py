@@ -13,7 +13,7 @@ from scheduler_checks import SHAPE, begin, both, distance, network, planned, ref
 from test_scheduler_meaning import gaussian_belief, told
 
 from langevin import DDIMScheduler, RePaintScheduler
-from langevin.schedulers.repaint import levels_of_jumps
+from langevin.schedulers.timesteps.repaint import levels_of_jumps
 
 CONFIGS = [
     {},

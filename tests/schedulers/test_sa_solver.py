@@ -13,8 +13,8 @@ from test_scheduler_meaning import gaussian_belief, sample
 import langevin
 from langevin import SASolverScheduler
 from langevin.checkpoints.errors import CheckpointError
+from langevin.schedulers.logsnr.sa_solver import sa_weights
 from langevin.schedulers.noise import Level
-from langevin.schedulers.sa_solver import sa_weights
 
 NAME = "SASolverScheduler"
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

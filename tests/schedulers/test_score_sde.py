@@ -11,7 +11,7 @@ import torch
 from scheduler_checks import SHAPE, STEPS, begin, distance, network, reference, starts
 
 import langevin
-import langevin.schedulers.score_sde_ve
+import langevin.schedulers.continuous.score_sde_ve
 from langevin import ScoreSdeVeScheduler, ScoreSdeVpScheduler
 
 VE = [
@@ -174,7 +174,7 @@ def test_corrections_alone_lead_to_the_distribution():
     torch.manual_seed(0)
     x = torch.full((1, 1, 100, 100), 1.5, dtype=torch.float64)
     for _ in range(400):
-        x = langevin.schedulers.score_sde_ve.langevin_step(x, -(x - 0.4) / 0.7**2, torch.randn_like(x), 0.2)
+        x = langevin.schedulers.continuous.score_sde_ve.langevin_step(x, -(x - 0.4) / 0.7**2, torch.randn_like(x), 0.2)
     assert x.mean().item() == pytest.approx(0.4, abs=0.03)
     assert x.std().item() == pytest.approx(0.7, rel=0.05)
 
@@ -257,7 +257,7 @@ def test_variance_preserving_spacings_and_own_levels():
     assert (karras.sigmas[0], karras.sigmas[-2]) == pytest.approx((80.0, 0.05))
     own = scheduler.plan(sigmas=karras.sigmas)
     assert own.timesteps == pytest.approx(karras.timesteps)
-    torch.testing.assert_close(torch.tensor(own.coefficients), torch.tensor(karras.coefficients))
+    torch.testing.assert_close(torch.tensor(own.weights), torch.tensor(karras.weights))
     assert scheduler.plan(timesteps=[0.8, 0.5, 0.1]).timesteps == pytest.approx([0.8, 0.5, 0.1])
     half = scheduler.plan(sigmas=[20.0, 5.0, 1.0])
     assert half.targets[-1].ratio == pytest.approx(1.0)

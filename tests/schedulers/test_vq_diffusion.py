@@ -10,7 +10,7 @@ import torch
 from scheduler_checks import STEPS, both, reference, starts
 
 from langevin import VQDiffusionScheduler
-from langevin.schedulers.vq_diffusion import draw_uniform, posterior
+from langevin.schedulers.discrete.vq_diffusion import draw_uniform, posterior
 
 CONFIGS = [
     {"num_vec_classes": 17},

@@ -13,7 +13,7 @@ from langevin.latest import Latest
 
 if TYPE_CHECKING:
     from langevin.guiders.setup import Setup
-    from langevin.schedulers.base import Run
+    from langevin.schedulers.run import Run
 
 Conditions = Mapping[str, Any]
 """What a branch is told: keyword arguments of the network, as ``{"encoder_hidden_states": (batch, tokens, dim)}``.

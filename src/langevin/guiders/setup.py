@@ -14,7 +14,7 @@ from langevin.guiders.base import Conditions, Denoiser, Guider, Input, Told
 from langevin.randomness import Noise
 
 if TYPE_CHECKING:
-    from langevin.schedulers.base import Run
+    from langevin.schedulers.run import Run
 
 
 @dataclass

@@ -95,7 +95,7 @@ class DDIMPipeline(UnconditionalPipeline):
     """
 
     def __init__(self, unet: Any, scheduler: Any) -> None:
-        from langevin.schedulers.ddim import DDIMScheduler
+        from langevin.schedulers.timesteps.ddim import DDIMScheduler
 
         super().__init__(unet, DDIMScheduler.from_config(scheduler.config))
 

@@ -29,7 +29,7 @@ from langevin.prompts.clip import encode_prompts
 from langevin.prompts.textual_inversion import TextualInversionLoaderMixin
 
 if TYPE_CHECKING:
-    from langevin.schedulers.base import Run
+    from langevin.schedulers.run import Run
 
 logger = logging.getLogger(__name__)
 
