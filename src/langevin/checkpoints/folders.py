@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from langevin.checkpoints.errors import CheckpointError
+from langevin.checkpoints.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -185,12 +186,6 @@ def inside(root: str | os.PathLike, *parts: str | None) -> Path:
     return path
 
 
-def listing(folder: Path, most: int = 8) -> str:
-    """The names in a folder, for error messages."""
-    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    return ", ".join(names[:most]) + ", …" * (len(names) > most) or "nothing"
-
-
 def commit_of(folder: Path) -> str | None:
     """The commit of a folder in the hub's cache, else None."""
     return folder.name if folder.parent.name == "snapshots" else None
@@ -232,8 +227,6 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _scan(candidates: Iterable[tuple[str, Path]]) -> list[Found]:
-    from langevin.checkpoints.config import read_json
-
     found = []
     for name, folder in candidates:
         for file in ("model_index.json", "config.json"):

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from langevin.checkpoints import folders, weights
-from langevin.checkpoints.config import read_json
 from langevin.checkpoints.errors import CheckpointError
+from langevin.checkpoints.files import read_json
 from langevin.checkpoints.saving import weights_kind
 
 logger = logging.getLogger(__name__)

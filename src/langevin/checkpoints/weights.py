@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from langevin.checkpoints.config import read_json
 from langevin.checkpoints.errors import CheckpointError
+from langevin.checkpoints.files import read_json
 from langevin.checkpoints.folders import inside
 from langevin.checkpoints.saving import weights_kind
 

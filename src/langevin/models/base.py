@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from langevin.checkpoints import folders, saving, weights
-from langevin.checkpoints.config import ConfigMixin, read_json
+from langevin.checkpoints.config import ConfigMixin
 from langevin.checkpoints.errors import CheckpointError
+from langevin.checkpoints.files import listing, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class ModelMixin(nn.Module, ConfigMixin):
         )
         folder = folders.inside(root, subfolder)
         if not folder.is_dir():
-            raise CheckpointError(f"There is no folder {subfolder!r} in {root}; it has: {folders.listing(root)}.")
+            raise CheckpointError(f"There is no folder {subfolder!r} in {root}; it has: {listing(root)}.")
         config = read_json(folders.inside(root, subfolder, cls.config_name))
         files = weights.locate(folder, variant, use_safetensors, root=root)
         model, info = cls._load(

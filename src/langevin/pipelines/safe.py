@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 from langevin.guiders.safe import SafeGuidance
 from langevin.media.picture import Picture
-from langevin.outputs import BaseOutput
+from langevin.outputs import StableDiffusionSafePipelineOutput
 from langevin.pipelines.stable_diffusion import StableDiffusionPipeline
 from langevin.pipelines.stable_diffusion_base import StableDiffusionBase
 from langevin.signatures import also_takes
@@ -36,24 +35,6 @@ class SafetyConfig:
     MEDIUM = _setting(10, 1000, 0.01, 0.3, 0.4)
     STRONG = _setting(7, 2000, 0.025, 0.5, 0.7)
     MAX = _setting(0, 5000, 1.0, 0.5, 0.7)
-
-
-@dataclass
-class StableDiffusionSafePipelineOutput(BaseOutput):
-    """Pictures.
-
-    Attributes:
-        images: the pictures; those that the safety checker flagged are black.
-        nsfw_content_detected: which those are; None without a checker.
-        unsafe_images: the flagged pictures as they were, and black ones in the places of the others; None where
-            nothing was flagged.
-        applied_safety_concept: what was steered away from; None where safe guidance was off.
-    """
-
-    images: Any
-    nsfw_content_detected: list[bool] | None
-    unsafe_images: Any
-    applied_safety_concept: str | None
 
 
 class StableDiffusionPipelineSafe(StableDiffusionBase):

@@ -6,7 +6,6 @@ import copy
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from langevin.denoiser import NetworkDenoiser
 from langevin.guiders.base import Conditions, Guider, Input, Setup
 from langevin.media.images import VaeImageProcessor
 from langevin.models.layers.embeddings import sinusoid
-from langevin.outputs import BaseOutput
+from langevin.outputs import StableDiffusionPipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call, Callbacks, compose_guiders
 from langevin.pipelines.prompting import edited_conditions
@@ -29,14 +28,6 @@ from langevin.prompts.textual_inversion import TextualInversionLoaderMixin
 from langevin.randomness import noise_for
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class StableDiffusionPipelineOutput(BaseOutput):
-    """Pictures, and which of them the safety checker flagged (None without a checker)."""
-
-    images: Any
-    nsfw_content_detected: list[bool] | None
 
 
 class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):

@@ -11,9 +11,9 @@ from torch import Generator
 from langevin.codecs import PixelCodec
 from langevin.denoiser import NetworkDenoiser
 from langevin.guiders.base import Guider, Input, Setup
+from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call, Callbacks
-from langevin.pipelines.output import ImagePipelineOutput
 from langevin.pipelines.results import call_settings, check_output_type, deliver, per_picture
 from langevin.randomness import noise_for
 
