@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from langevin.checkpoints import folders, saving
+from langevin.checkpoints import folders, saving, settings
+from langevin.checkpoints.boundary import reading
 from langevin.checkpoints.errors import CheckpointError
 from langevin.checkpoints.files import read_json, to_json
 
@@ -193,7 +194,12 @@ class ConfigMixin:
         config, kwargs = cls.load_config(
             pretrained_model_name_or_path, subfolder=subfolder, return_unused_kwargs=True, **kwargs
         )
-        return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        if isinstance(pretrained_model_name_or_path, dict):
+            return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        file = Path(pretrained_model_name_or_path, subfolder or "", cls.config_name)
+        settings.check(cls, {name: value for name, value in config.items() if name not in kwargs}, file)
+        with reading(f"{file} as the config of a {cls.__name__}", "correct the file, or use another"):
+            return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write the config file into a folder, which is made if need be. The file is replaced in one move.

@@ -15,7 +15,7 @@ import langevin
 from langevin.checkpoints import folders, saving, transformers_parts, weights
 from langevin.checkpoints.config import ConfigMixin, config_text
 from langevin.checkpoints.errors import CheckpointError
-from langevin.checkpoints.files import read_json
+from langevin.checkpoints.files import names_in, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -139,10 +139,10 @@ def variants(root: Path, classes: dict[str, type], variant: str | None) -> dict[
     """The variant to read of each part: the one asked for, where the part has it."""
     chosen: dict[str, str | None] = dict.fromkeys(classes)
     for name in classes if variant else ():
-        if any((saving.weights_kind(path.name) or (None, None))[1] == variant for path in (root / name).iterdir()):
+        if any((saving.weights_kind(file) or (None, None))[1] == variant for file in names_in(root / name)):
             chosen[name] = variant
     if variant and not any(chosen.values()):
-        kinds = (saving.weights_kind(path.name) for name in classes for path in (root / name).iterdir())
+        kinds = (saving.weights_kind(file) for name in classes for file in names_in(root / name))
         found = sorted({kind[1] for kind in kinds if kind and kind[1]})
         there = f"variants there: {', '.join(found)}" if found else "it has no variants; leave variant out"
         raise CheckpointError(f"No part of {root} has weights of the variant {variant!r}; {there}.")

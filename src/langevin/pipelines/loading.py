@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 
 import langevin
-from langevin.checkpoints import folders, model_index, saving, transformers_parts, weights
+from langevin.checkpoints import agreement, folders, model_index, saving, transformers_parts, weights
+from langevin.checkpoints.boundary import reading
 from langevin.checkpoints.errors import CheckpointError
 from langevin.checkpoints.model_index import INDEX
 from langevin.models.base import ModelMixin
@@ -39,6 +40,7 @@ class Loading(Placement):
         use_safetensors: bool | None = None,
         low_cpu_mem_usage: bool = True,
         device_map: Any = None,
+        disable_mmap: bool = False,
         subfolder: str | None = None,
         custom_pipeline: str | None = None,
         trust_remote_code: bool = False,
@@ -59,6 +61,9 @@ class Loading(Placement):
             use_safetensors: True reads nothing else, False reads pickles (``.bin``), None prefers safetensors.
             low_cpu_mem_usage: do not make and fill weights that files replace.
             device_map: a device to bring the pipeline to, such as ``"cuda"``, or ``"auto"``.
+            disable_mmap: copy all weights into memory. Otherwise those that need no conversion stay mapped from their
+                files, which must then not be overwritten in place while the pipeline lives (files that langevin
+                replaces are safe).
             subfolder: folder below, if the pipeline is in one.
             custom_pipeline, trust_remote_code: refused; they would run a stranger's code.
             kwargs: a part (``unet=my_unet``, ``safety_checker=None``) or setting (``requires_safety_checker=False``) to
@@ -90,8 +95,10 @@ class Loading(Placement):
         dtypes = dtype if dtype is not None else torch_dtype
         for name, (part_class, home) in listed.items():
             options: dict[str, Any] = {"variant": variants.get(name), "use_safetensors": use_safetensors}
-            options["dtype"] = _dtype_of(name, dtypes)
-            values[name] = _load_part(part_class, home, name, low_cpu_mem_usage, options)
+            options |= {"dtype": _dtype_of(name, dtypes), "disable_mmap": disable_mmap}
+            with reading(f"{name} ({part_class.__name__}) in {home / name}"):
+                values[name] = _load_part(part_class, home, name, low_cpu_mem_usage, options)
+        agreement.check(values, root)
         pipe = pipeline_class(**values)
         pipe.register_to_config(_name_or_path=given)
         if isinstance(index.get(model_index.CALL_DEFAULTS), dict):
