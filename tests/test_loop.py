@@ -12,7 +12,7 @@ from langevin import ClassifierFreeGuidance, DDIMScheduler, EulerDiscreteSchedul
 from langevin.denoiser import NetworkDenoiser, stack_conditions
 from langevin.loop import denoise
 from langevin.randomness import Noise
-from tests.conftest import in_threads
+from tests.helpers import in_threads
 
 SCHEDULE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 

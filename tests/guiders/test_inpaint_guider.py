@@ -8,7 +8,7 @@ import torch
 
 import langevin
 from langevin import DDIMScheduler, DiffusionPipeline, Guider, ImageStart, Inpaint, StableDiffusionPipeline
-from tests.conftest import in_threads
+from tests.helpers import in_threads
 
 SCHEDULERS = {
     "ddim": lambda: DDIMScheduler(clip_sample=False, steps_offset=1, set_alpha_to_one=False),

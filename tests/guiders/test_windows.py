@@ -19,7 +19,7 @@ from langevin import (
 from langevin.denoiser import NetworkDenoiser
 from langevin.guiders.windows import cut, stitch, window_boxes
 from langevin.loop import denoise
-from tests.conftest import in_threads
+from tests.helpers import in_threads
 
 PLACES = [(8, 20, 8, 4), (8, 19, 8, 4), (13, 11, 8, 3), (8, 8, 8, 4), (5, 30, 8, 4), (16, 16, 8, 8), (9, 17, 8, 1)]
 

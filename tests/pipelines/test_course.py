@@ -26,9 +26,9 @@ from langevin import (
 from langevin.codecs.pixels import PixelCodec, PlainCodec
 from langevin.media.settings import read_settings
 from langevin.models.base import ModelMixin
+from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import Count, Given, takes
-from langevin.pipelines.output import ImagePipelineOutput
 
 DIM = 6
 

@@ -18,7 +18,7 @@ from langevin import (
     InstructGuidance,
     StableDiffusionInstructPix2PixPipeline,
 )
-from tests.conftest import in_threads
+from tests.helpers import in_threads
 from tests.pipelines.family_checks import SCHEDULERS, UNETS, assert_same, generator, images, picture, pil, steps
 
 NAME = "StableDiffusionInstructPix2PixPipeline"

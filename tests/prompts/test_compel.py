@@ -18,7 +18,7 @@ from langevin.prompts.compel import parse_compel
 from langevin.prompts.encoder import PromptEncoder
 from langevin.prompts.tree import And, Blend, Fragment, PromptSyntaxError, Text
 from langevin.prompts.weighting import GRAMMARS, Encoding, embed_trees, weigh_and_hide
-from tests.conftest import reference_parts
+from tests.helpers import reference_parts
 
 BOX = Path(langevin.__file__).parent / "zoo" / "weights" / "shapes"
 WRITTEN = r"""

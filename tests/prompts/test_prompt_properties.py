@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from langevin.prompts.clip import encode_prompts
 from langevin.prompts.compel import parse_compel
 from langevin.prompts.tree import And, Fragment, PromptSyntaxError, Text
-from tests.conftest import reference_parts
+from tests.helpers import reference_parts
 
 ATOMS = ["a", " ", "b c", "(", ")", '"', "+", "-", "--", ",", ".", "1.3", "0.5", "\\", "\\(", '\\"', "=", "[a:b:0.3]"]
 ATOMS += [

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from langevin.prompts.clip import encode_prompts
 from langevin.prompts.tree import And, PromptSyntaxError, Text
 from langevin.prompts.webui import DIALECTS, parse_webui
-from tests.conftest import tiny_tokenizer
+from tests.helpers import tiny_tokenizer
 
 
 def text_of(prompt: str, dialect: str = "a1111") -> Text:

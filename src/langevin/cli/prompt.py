@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from .errors import BadUsage, tell
+from langevin.cli.errors import BadUsage, tell
 
 _SHOWN = 12
 """States of an edited prompt that are printed; the rest is counted."""
@@ -64,10 +64,9 @@ def explain(prompt: str, *, model: str, grammar: str, steps: int) -> dict[str, A
 def load_encoder(model: str) -> Any:
     """The tokenizer of a model and what is known of its text encoder, whose weights are not read."""
     from langevin.checkpoints import folders, transformers_parts
-    from langevin.checkpoints.config import read_json
+    from langevin.checkpoints.files import read_json
+    from langevin.cli.choices import busy
     from langevin.prompts.encoder import PromptEncoder
-
-    from .choices import busy
 
     def wanted(names: list[str], fetch: Any) -> list[str]:
         return [n for n in names if n == "model_index.json" or n.startswith("tokenizer/") or n == _CONFIG]

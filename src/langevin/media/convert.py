@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .load import to_8_bit
-from .picture import Picture
+from langevin.media.load import to_8_bit
+from langevin.media.picture import Picture
 
 
 def normalize(images):

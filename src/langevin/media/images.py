@@ -1,6 +1,6 @@
 """The door to this room: everything about still pictures under one name."""
 
-from .convert import (
+from langevin.media.convert import (
     denormalize,
     normalize,
     numpy_to_pil,
@@ -12,10 +12,10 @@ from .convert import (
     to_tensor,
     to_uint8,
 )
-from .grids import contact_sheet, make_image_grid
-from .load import load_image, to_8_bit, to_rgb
-from .picture import Picture
-from .processor import VaeImageProcessor
+from langevin.media.grids import contact_sheet, make_image_grid
+from langevin.media.load import load_image, to_8_bit, to_rgb
+from langevin.media.picture import Picture
+from langevin.media.processor import VaeImageProcessor
 
 __all__ = [
     "Picture",

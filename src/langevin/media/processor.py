@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
 
-from . import convert
-from .load import to_8_bit
+from langevin.media import convert
+from langevin.media.load import to_8_bit
 
 # The names that the config's ``resample`` may have.
 _FILTERS = {

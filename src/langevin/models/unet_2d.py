@@ -16,7 +16,7 @@ from langevin.models.layers.embeddings import FourierFeatures, TimestepEmbedding
 from langevin.models.layers.kinds import DOWN, MID, UP, Options, check_stages, kind_of
 from langevin.models.layers.legacy import rename_old_attention
 from langevin.models.layers.map_attention import Call
-from langevin.models.outputs import UNet2DOutput
+from langevin.outputs import UNet2DOutput
 
 Size = int | tuple[int, int] | None
 

@@ -214,8 +214,9 @@ class Given:
             if name not in _CHECKED_ELSEWHERE:
                 value = getattr(self, name)
                 object.__setattr__(self, name, checked(name, value, hint))
-        if hasattr(self.seed, "tolist"):  # numpy's numbers and arrays
-            object.__setattr__(self, "seed", self.seed.tolist())
+        seed: Any = self.seed
+        if hasattr(seed, "tolist"):  # numpy's numbers and arrays
+            object.__setattr__(self, "seed", seed.tolist())
         self._check_lists("guiders")
         listed = self.generator if isinstance(self.generator, (list, tuple)) else [self.generator]
         wrong = [one for one in listed if not isinstance(one, Generator | None)]

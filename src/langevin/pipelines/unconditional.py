@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from langevin.codecs.pixels import PixelCodec
+from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import Count, Given, Share, takes
-from langevin.pipelines.output import ImagePipelineOutput
 
 
 @dataclass(frozen=True, kw_only=True)

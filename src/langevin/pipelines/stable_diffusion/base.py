@@ -20,7 +20,7 @@ from langevin.codecs.vae import VaeCodec
 from langevin.guiders.base import Conditions, Guider
 from langevin.guiders.distilled import DistilledGuidance
 from langevin.media.images import VaeImageProcessor
-from langevin.outputs import BaseOutput
+from langevin.outputs import StableDiffusionPipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call, compose_guiders
 from langevin.pipelines.prompting import edited_conditions
@@ -32,14 +32,6 @@ if TYPE_CHECKING:
     from langevin.schedulers.run import Run
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class StableDiffusionPipelineOutput(BaseOutput):
-    """Pictures, and which of them the safety checker flagged (None without a checker)."""
-
-    images: Any
-    nsfw_content_detected: list[bool] | None
 
 
 class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):

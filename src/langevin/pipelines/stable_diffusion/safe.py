@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from langevin.guiders.safe import SafeGuidance
-from langevin.outputs import BaseOutput
+from langevin.outputs import StableDiffusionSafePipelineOutput
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import Range, Share, takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase, blacked_out
@@ -59,26 +59,6 @@ class SafeGiven(TextToImageGiven):
         "latents ip_adapter_image output_type return_dict callback callback_steps sld_guidance_scale sld_warmup_steps "
         "sld_threshold sld_momentum_scale sld_mom_beta"
     )
-
-
-@dataclass
-class StableDiffusionSafePipelineOutput(BaseOutput):
-    """Pictures.
-
-    Attributes:
-        images: the pictures; those that the safety checker flagged are black.
-        nsfw_content_detected: which those are; None without a checker.
-        unsafe_images: the flagged pictures as they were, and black ones in the places of the others; None where
-            nothing was flagged.
-        applied_safety_concept: what was steered away from; None where safe guidance was off.
-    """
-
-    images: Any
-    nsfw_content_detected: list[bool] | None
-    unsafe_images: Any
-    applied_safety_concept: str | list[str] | None
-
-    in_tuples = ("images", "nsfw_content_detected", "applied_safety_concept", "unsafe_images")
 
 
 class StableDiffusionPipelineSafe(StableDiffusionBase):

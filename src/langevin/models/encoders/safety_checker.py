@@ -22,6 +22,7 @@ class StableDiffusionSafetyChecker(PreTrainedModel):
     """
 
     config_class = CLIPConfig
+    library_name = "stable_diffusion"
     main_input_name = "clip_input"
     _no_split_modules = ["CLIPEncoderLayer"]
 
