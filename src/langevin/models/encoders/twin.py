@@ -7,7 +7,7 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def twin(network: Any, parts: Mapping[str, nn.Module]) -> Any:
@@ -37,3 +37,17 @@ def _own_forward(network: Any, same: Any) -> None:
         same._old_forward = types.MethodType(old.__func__, same)
     if isinstance(new, functools.partial) and new.args[:1] == (network,):
         same.forward = functools.partial(new.func, same, *new.args[1:], **new.keywords)
+
+
+class Watched(nn.Module):
+    """A part that remembers what it was given. For a twin that serves one call."""
+
+    given: Tensor
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.given = x
+        return self.part(x, *args, **kwargs)
