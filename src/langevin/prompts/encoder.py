@@ -1,7 +1,8 @@
-"""One small interface over tokenizer and text encoder, whatever their kind: CLIP, T5, or like XLM-R."""
+"""One small interface over tokenizer and text encoder, whatever their kind: CLIP, T5, XLM-R or BERT."""
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -81,10 +82,19 @@ class PromptEncoder:
         return self.tokenizer.decode(list(ids))
 
     def ends_word(self, pieces: Sequence[str], at: int) -> bool:
-        """Whether a word ends with piece ``at``: CLIP marks the last piece of a word, T5 and XLM-R the first."""
+        """Whether a word ends with piece ``at``: CLIP marks the last piece of a word, T5 and XLM-R the first, BERT all
+        but the first.
+        """
         if pieces[at].endswith("</w>"):
             return True
-        return at + 1 < len(pieces) and pieces[at + 1].startswith("▁")
+        follows = pieces[at + 1] if at + 1 < len(pieces) else ""
+        return follows.startswith("▁") or (self._joins and bool(follows) and not follows.startswith("##"))
+
+    @functools.cached_property
+    def _joins(self) -> bool:
+        """Whether the vocabulary is BERT's, whose words go on with ``##``."""
+        words = list(getattr(self.tokenizer, "get_vocab", dict)())
+        return any(word.startswith("##") for word in words) and not any(word.endswith("</w>") for word in words)
 
     def fill(self, ids: Sequence[int]) -> list[int]:
         """A window of up to ``room`` ids: beginning, ids, end, padding."""
@@ -110,7 +120,10 @@ class PromptEncoder:
     def run(self, ids: Tensor, mask: Tensor | None = None, clip_skip: int | None = None) -> Any:
         """All that the encoder gives for some windows; see :meth:`embed`."""
         encoder = self._shortened(clip_skip) if clip_skip is not None else self.text_encoder
-        return encoder(ids.to(self.device), attention_mask=None if mask is None else mask.to(self.device))
+        # to hand out states of its layers, transformers would put hooks into the encoder that stay there
+        wordy = ("output_hidden_states", "output_attentions")
+        quiet = {name: False for name in wordy if getattr(self.text_encoder.config, name, False)}
+        return encoder(ids.to(self.device), attention_mask=None if mask is None else mask.to(self.device), **quiet)
 
     def _shortened(self, clip_skip: int) -> Any:
         """The encoder without its last layers."""
