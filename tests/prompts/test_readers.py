@@ -339,7 +339,17 @@ def test_given_conditions_take_the_place_of_texts(read):
 
 def test_what_cannot_be_read_is_refused_in_one_line(read):
     for options, message in [
-        (dict(prompt=[]), "no prompt"),
+        (dict(prompt=[]), "prompt is an empty list; give one text per picture"),
+        (dict(prompt=None), "neither prompt nor prompt_embeds given"),
+        (dict(prompt="a", prompt_embeds=torch.zeros(1, 24, 24)), "both prompt and prompt_embeds given; give exactly"),
+        (
+            dict(prompt="a", negative_prompt="b", negative_prompt_embeds=torch.zeros(1, 24, 24)),
+            "both negative_prompt and negative_prompt_embeds given; give at most one",
+        ),
+        (dict(prompt=7), "prompt is a int; a text or a list of texts is needed"),
+        (dict(prompt=["a", None]), "prompt is a list; a text or a list of texts is needed"),
+        (dict(prompt="a", negative_prompt=b"b"), "negative_prompt is a bytes; a text or a list of texts is needed"),
+        (dict(prompt=["a", "b \ud83d"]), r"the text 'b \\ud83d' has half a character, U\+D83D at place 2; take it out"),
         (dict(prompt="a", long_prompts="drop"), "long_prompts is 'drop'; allowed: 'chunk', 'cut'"),
         (dict(prompt="a", prompt_weighting="mine"), "prompt_weighting is 'mine'; allowed"),
         (dict(prompt=["a", "b"], negative_prompt=["a", "b", "c"]), "3 negative prompts for 2 prompts"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from langevin.prompts.textual_inversion import word_expander
 
 _NO_LIMIT = 10**6
 """Tokenizers that know no window of their own name a number far above this."""
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class PromptEncoder:
@@ -67,9 +70,17 @@ class PromptEncoder:
         self.mask_padding = mask_padding
 
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, however long, without those of beginning and end. A learned word gets all of its tokens."""
+        """Ids of each text, however long, without those of beginning and end. A learned word gets all of its tokens.
+
+        Raises:
+            ValueError: a text has half a character (a lone surrogate), which no tokenizer reads.
+        """
         if not texts:
             return []
+        for text in texts:
+            if half := _HALF.search(text):
+                where = f"U+{ord(half[0]):X} at place {half.start()}"
+                raise ValueError(f"the text {text[:40]!a} has half a character, {where}; take it out")
         expanded = list(map(word_expander(self.tokenizer), texts))
         return self.tokenizer(expanded, add_special_tokens=False, truncation=False, verbose=False).input_ids
 

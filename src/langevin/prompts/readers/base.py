@@ -148,6 +148,8 @@ class TextReader:
             PromptSyntaxError: if the grammar does not allow a prompt; a ValueError too.
         """
         how = How(clip_skip, clip_skip_negative, prompt_weighting, long_prompts)
+        _check("prompt", prompt, prompt_embeds)
+        _check("negative_prompt", negative_prompt, negative_prompt_embeds, needed=False)
 
         def encode(prompt: Texts, negative_prompt: Texts) -> dict[str, Conditions]:
             given = prompt_embeds, negative_prompt_embeds
@@ -287,6 +289,21 @@ class TextReader:
 
     def _ready(self, value: Tensor) -> Tensor:
         return value.to(device=self.device, dtype=self.dtype if value.is_floating_point() else None)
+
+
+def _check(name: str, texts: Any, embeds: Given, needed: bool = True) -> None:
+    """Raises ValueError unless there is a text, a list of them, or embeddings."""
+    said = name.replace("prompt", "prompt_embeds")
+    if texts is not None and embeds is not None:
+        raise ValueError(f"both {name} and {said} given; give {'exactly' if needed else 'at most'} one")
+    if needed and texts is None and embeds is None:
+        raise ValueError(f"neither {name} nor {said} given; give exactly one")
+    if texts is None or isinstance(texts, str):
+        return
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name} is a {type(texts).__name__}; a text or a list of texts is needed")
+    if not texts:
+        raise ValueError(f"{name} is an empty list; give one text per picture")
 
 
 def _output(embedded: Embedded, kind: str) -> Tensor:
