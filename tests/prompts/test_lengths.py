@@ -9,7 +9,8 @@ import torch
 
 import langevin
 from langevin.denoiser import NetworkDenoiser
-from langevin.prompts.lengths import LENGTHS, by_length, settle, shown
+from langevin.guiders.windows import Windows
+from langevin.prompts.lengths import LENGTHS, by_length, replaced, settle, shown
 from langevin.prompts.readers.clip import CLIPReader
 from tests.conftest import reference_parts
 
@@ -135,6 +136,34 @@ def test_what_is_cut_is_remembered(read):
     denoiser(x, STEP, dict(branches, positive=dict(branches["positive"])))
     assert asked[4]["positive"] is not asked[0]["positive"]
     assert all(LENGTHS not in told for branches in asked for told in branches.values())
+
+
+def test_a_tensor_that_takes_the_place_of_another_keeps_the_lengths_if_it_is_as_long(read):
+    told = read(["a", LONG]).branches["positive"]
+    same, other = torch.zeros(2, 48, 24), torch.zeros(2, 32, 24)
+    assert replaced(told, LONG_KEY, same)[LENGTHS] is told[LENGTHS]
+    assert list(replaced(told, LONG_KEY, other)) == [LONG_KEY]
+    assert replaced({LONG_KEY: same}, LONG_KEY, other) == {LONG_KEY: other}
+    both = {"a": same, "b": same, LENGTHS: dict.fromkeys("ab", torch.tensor([16, 48]))}
+    assert list(replaced(both, "a", other)[LENGTHS]) == ["b"]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_picture_seen_through_windows_is_what_it_is_alone(read, unet, batch):
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 8, 20)
+
+    def predicted(reading, x):
+        setup = SimpleNamespace(shape=x.shape, denoiser=NetworkDenoiser(unet), codec=None)
+        Windows(size=8, stride=4, batch=batch).prepare(setup)
+        with torch.no_grad():
+            return by_length(setup.denoiser)(x, STEP, reading.branches)
+
+    prompts = ["a cat", LONG, "b"]
+    together = predicted(read(prompts), x)
+    for k, prompt in enumerate(prompts):
+        for branch, alone in predicted(read(prompt), x[k : k + 1]).items():
+            torch.testing.assert_close(together[branch][k : k + 1], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_rows_are_taken_out_of_all_that_has_rows():

@@ -313,6 +313,26 @@ def test_a_prompts_vector_is_that_of_its_first_window_whatever_words_weigh(read)
     assert (embeds("a red cat") - embeds("a blue cat")).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("normed", [True, False])
+def test_a_learned_word_does_not_pass_for_the_prompts_end(clip_tokenizer, normed):
+    # configs of before transformers 4.31 say that 2 is the end
+    pairs = [tiny.clip_encoder(clip_tokenizer, **more) for more in ({}, {"eos_token_id": 2})]
+    vectors = torch.randn(1, 24, generator=torch.Generator().manual_seed(1))
+    told = []
+    for encoder in pairs:
+        outputs = {"hidden": "tokens", "pooled": "pooler_output"}
+        reader = PooledReader(clip_tokenizer, encoder, outputs=outputs, normed=normed)
+        Speaker(reader).load_textual_inversion(vectors, token="<toy>")
+        try:
+            with torch.no_grad():
+                told.append(reader.read("a <toy> cat").branches["positive"])
+        finally:
+            Speaker(reader).unload_textual_inversion("<toy>")
+    for name in told[0]:
+        close(told[0][name], told[1][name])
+    assert pairs[1].eos_token_id == 2
+
+
 def test_a_mask_says_where_padding_is_in_every_window(read):
     told = read("pooled", ["ab", LONG], ["c", ""]).branches
     mask = told["positive"]["mask"]

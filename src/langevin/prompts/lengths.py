@@ -42,12 +42,22 @@ def settle(branches: Sequence[Sequence[Conditions]]) -> list[list[Conditions]]:
     longest = {name: torch.stack([lengths[name] for lengths in own]).amax(0) for name in own[0]}
     ragged = any(len(set(lengths.tolist())) > 1 for lengths in longest.values())
     settled: dict[str, Any] = {LENGTHS: longest} if ragged else {}
-    return [[{**without_lengths(told), **settled} for told in entries] for entries in branches]
+    return [[{**without(told, LENGTHS), **settled} for told in entries] for entries in branches]
 
 
-def without_lengths(told: Conditions) -> dict[str, Any]:
-    """Conditions without their ``LENGTHS``."""
-    return {name: value for name, value in told.items() if name != LENGTHS}
+def without(told: Conditions, name: str) -> dict[str, Any]:
+    """Conditions without one of their entries."""
+    return {other: value for other, value in told.items() if other != name}
+
+
+def replaced(told: Conditions, name: str, value: Tensor) -> dict[str, Any]:
+    """Conditions with another tensor under a name, as a callback gives one. If it has another number of tokens than
+    the one before, lengths say nothing of it any more, and all of it counts.
+    """
+    if LENGTHS not in told or value.shape[1:2] == told[name].shape[1:2]:
+        return {**told, name: value}
+    lengths = without(told[LENGTHS], name)
+    return {**without(told, LENGTHS), name: value, **({LENGTHS: lengths} if lengths else {})}
 
 
 def by_length(denoiser: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
@@ -118,5 +128,5 @@ def shown(told: Conditions, rows: Sequence[int], batch: int) -> dict[str, Any]:
         return value[list(rows)]
 
     lengths = {name: int(each[rows[0]]) for name, each in told.get(LENGTHS, {}).items()}
-    chosen = {name: own(value) for name, value in without_lengths(told).items()}
+    chosen = {name: own(value) for name, value in without(told, LENGTHS).items()}
     return {name: value[:, : lengths[name]] if name in lengths else value for name, value in chosen.items()}

@@ -35,13 +35,27 @@ class PooledReader(TextReader):
 
     def encoder(self, most: int | None = None) -> PromptEncoder:
         encoder = super().encoder(most)
+        text_encoder = _with_end(self.text_encoder, self.tokenizer.eos_token_id)
         if not self.normed:
-            name = next(n for n, _ in self.text_encoder.named_modules() if n.endswith("final_layer_norm"))
-            name = name.removeprefix("_orig_mod.")
-            watched = Watched(self.text_encoder.get_submodule(name))
-            encoder.text_encoder = twin(self.text_encoder, {name: watched})
+            name = next(n for n, _ in text_encoder.named_modules() if n.endswith("final_layer_norm"))
+            watched = Watched(text_encoder.get_submodule(name))
+            text_encoder = twin(text_encoder, {name: watched})
             encoder.tokens_of = lambda output: watched.given
+        encoder.text_encoder = text_encoder
         return encoder
+
+
+def _with_end(text_encoder: Any, end: int) -> Any:
+    """A text encoder that knows the mark of a prompt's end. Old configs say 2 for it; transformers then takes the
+    highest number for the mark, which a learned word's may be.
+    """
+    text_encoder = getattr(text_encoder, "_orig_mod", text_encoder)
+    for name, module in text_encoder.named_modules():
+        if getattr(module, "eos_token_id", end) == 2 != end:
+            knowing = twin(module, {})
+            knowing.eos_token_id = end
+            return twin(text_encoder, {name: knowing})
+    return text_encoder
 
 
 class AlignedReader(TextReader):
