@@ -34,6 +34,8 @@ _PUBLIC = {
     "langevin.models.autoencoder_kl": ["AutoencoderKL"],
     "langevin.models.controlnet": ["ControlNetModel"],
     "langevin.models.multi_controlnet": ["MultiControlNetModel"],
+    "langevin.models.encoders.ldm_bert": ["LDMBertConfig", "LDMBertModel"],
+    "langevin.models.encoders.roberta_series": ["RobertaSeriesConfig", "RobertaSeriesModelWithTransformation"],
     "langevin.checkpoints.config": ["ConfigMixin"],
     "langevin.schedulers.scheduler": ["SchedulerMixin"],
     "langevin.schedulers.edm.consistency": ["CMStochasticIterativeScheduler"],

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import langevin
 from langevin.guiders.base import Step
 from langevin.guiders.prompt_schedule import PromptSchedule
-from langevin.pipelines.prompting import edited_conditions
+from langevin.prompts.edited import edited_conditions
 from langevin.prompts.editing import merge_schedules, prompt_schedule
 
 # what AUTOMATIC1111 makes of each over 10 steps: (text, how many steps it holds)

@@ -74,9 +74,13 @@ class Chunks:
         """``(chunks, window)``, 0 at padding where the encoder is not to see it, else 1."""
         if not self.encoder.mask_padding:
             return torch.ones(len(self.tokens), self.encoder.window, dtype=torch.long)
+        return self.filled().long()
+
+    def filled(self) -> Tensor:
+        """``(chunks, window)``, False at padding."""
         marks = len(self.encoder.bos) + len(self.encoder.eos)
         lengths = torch.tensor([len(chunk) + marks for chunk in self.tokens])
-        return (torch.arange(self.encoder.window) < lengths[:, None]).long()
+        return torch.arange(self.encoder.window) < lengths[:, None]
 
 
 def chunk_text(

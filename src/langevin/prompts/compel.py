@@ -27,7 +27,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from langevin.prompts.tree import And, Blend, Fragment, PromptSyntaxError, Text
+from langevin.prompts.tree import And, Blend, Fragment, PromptSyntaxError, Text, finite
 
 _UP, _DOWN = 1.1, 0.9
 _MOST = 1e6
@@ -343,10 +343,11 @@ class _Reader:
 
     def composing_weight(self, option: re.Match[str], blend: bool) -> float:
         weight = math.inf if option["number"] is None else float(option["number"])
-        if not math.isfinite(weight):
+        if abs(weight) > _MOST:
             flags = "; the word no_normalize may come last" if blend else ""
             at = option.end() - len(option[0].strip())
-            raise self.error(at, f"{option[0].strip()!r} is no weight; finite numbers are expected here{flags}")
+            said = option[0].strip() if len(option[0]) < 40 else f"{option[0].strip()[:40]}…"
+            raise self.error(at, f"{said!r} is no weight; numbers up to {_MOST:,.0f} are expected here{flags}")
         return weight
 
 
@@ -354,7 +355,7 @@ def _factor(operator: re.Match[str]) -> float:
     """What an operator multiplies by."""
     signs = operator["signs"]
     if signs is None:
-        return float(operator["number"])
+        return finite(operator["number"])
     return float(math.pow(_UP if signs[0] == "+" else _DOWN, min(len(signs), _MOST_SIGNS)))
 
 

@@ -24,6 +24,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from langevin.prompts.tree import finite
 from langevin.prompts.weighting import grammar as check_grammar
 
 Schedule = list[tuple[int, str]]
@@ -80,7 +81,8 @@ class _Plan:
 
 def first_step(when: str, steps: int) -> int:
     """The first step, counted from 0, that lies behind ``when``: a share of ``steps`` with a point, else a number."""
-    return max(0, min(steps, int(float(when) * steps if "." in when else float(when))))
+    at = float(when) * steps if "." in when else float(when)
+    return int(max(0, min(steps, at)))  # hundreds of digits are infinity
 
 
 def prompt_schedule(prompt: str, steps: int, grammar: str = "compel") -> Schedule:
@@ -218,4 +220,4 @@ def _slide(plan: _Plan, marks: list[int], n: int, grammar: str) -> None:
         inside = bool(marks) and marks[-1] == n - 2 and tokens[n - 2] == ":"
         at, found = n - 1, _SLIDE.fullmatch(tokens[n - 1]) if inside else None
     if found:
-        plan.slides[at] = _Slide(float(found[1]), float(found[2]), tokens[at][found.end() :])
+        plan.slides[at] = _Slide(finite(found[1]), finite(found[2]), tokens[at][found.end() :])

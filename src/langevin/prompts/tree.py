@@ -48,4 +48,13 @@ class PromptSyntaxError(ValueError):
         line = prompt[begin:].split("\n", 1)[0]
         first = max(0, position - begin - 40)
         shown = line[first : first + 80]
+        shown = shown.encode(errors="replace").decode()  # half a character could not be printed
         super().__init__(f"{expected}\n  {shown}\n  {' ' * (position - begin - first)}^")
+
+    def __reduce__(self) -> tuple:  # errors are pickled by their message, and this one is made of other things
+        return type(self), (self.prompt, self.position, self.expected)
+
+
+def finite(number: str) -> float:
+    """The number that digits spell; hundreds of them are no infinity, which times 0 would be no number."""
+    return max(-1e300, min(float(number), 1e300))

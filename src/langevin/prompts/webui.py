@@ -21,7 +21,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
-from langevin.prompts.tree import And, Fragment, PromptSyntaxError, Text
+from langevin.prompts.tree import And, Fragment, PromptSyntaxError, Text, finite
 
 DIALECTS = ("a1111", "comfyui")
 
@@ -33,7 +33,7 @@ _MOST = 1e6
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
 _A1111 = re.compile(rf"\\[()\[\]\\]?|:\s*(?P<number>{_NUMBER})\s*\)|[()\[\]:]|[^\\()\[\]:]+")
 _COMFYUI = re.compile(rf"\\[()]|:(?P<number>\s*{_NUMBER}(?:[eE][+-]?\d+)?\s*)\)|[()\\:]|[^\\():]+")
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"\bBREAK\b\s*")  # with blanks before it, every run of blanks would be tried from each of them
 _AND = re.compile(r"\bAND\b")
 
 Piece = tuple[int, str, float]
@@ -106,7 +106,7 @@ def _a1111_factors(tokens: list[re.Match[str]]) -> dict[int, float]:
             start = opened[said[-1]].pop()
             factors[n] = 1.0
             if token["number"]:
-                factors[start] = float(token["number"])
+                factors[start] = finite(token["number"])
     return factors
 
 
@@ -150,7 +150,7 @@ def _chunks(pieces: Iterable[Piece]) -> list[list[Piece]]:
     for start, text, weight in pieces:
         at = 0
         for found in _BREAK.finditer(text):
-            chunks[-1].append((start + at, text[at : found.start()], weight))
+            chunks[-1].append((start + at, text[at : found.start()].rstrip(), weight))
             chunks.append([])
             at = found.end()
         chunks[-1].append((start + at, text[at:], weight))

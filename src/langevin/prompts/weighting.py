@@ -36,15 +36,45 @@ _LEAST_WEIGHT = 1e-5
 """Smaller weights are taken for this in tan((1 - w)·π/2), which is infinite at w = 0. compel's number."""
 
 
-class Encoding:
-    """The encoder in one call: with its ``clip_skip``, and the empty prompt encoded once, when first needed."""
+class Embedded(NamedTuple):
+    """What the encoder says of one prompt.
 
-    def __init__(self, encoder: PromptEncoder, clip_skip: int | None = None) -> None:
-        self.encoder, self.clip_skip = encoder, clip_skip
+    Attributes:
+        tokens: ``(1, windows · window, dim)``.
+        filled: ``(1, windows · window)``, False at padding.
+        vectors: of the prompt as a whole, ``(1, dim)`` each, by their names in the encoder's output. They are those of
+            the first window, and weights of words do not change them: one vector has no place of its own for each
+            word. ``.blend()`` mixes them as it does the tokens; of ``.and()`` the first part counts.
+    """
+
+    tokens: Tensor
+    filled: Tensor
+    vectors: dict[str, Tensor]
+
+
+class Encoding:
+    """The encoder in one call: with its ``clip_skip``, and the empty prompt encoded once, when first needed.
+
+    Args:
+        vectors: what is wanted of the encoder's output besides tokens. The last layers are never left out for them.
+    """
+
+    def __init__(self, encoder: PromptEncoder, clip_skip: int | None = None, vectors: Sequence[str] = ()) -> None:
+        self.encoder, self.clip_skip, self.vectors = encoder, clip_skip, vectors
 
     def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
-        sees_all = not self.encoder.mask_padding and bool(mask.all())
-        return self.encoder.embed(ids, None if sees_all else mask, self.clip_skip)
+        return self.encoder.embed(ids, self._seen(mask), self.clip_skip)
+
+    def whole(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Tokens as by calling this, and the vectors of each window."""
+        if not self.vectors:
+            return self(ids, mask), {}
+        output = self.encoder.run(ids, self._seen(mask))
+        tokens = self(ids, mask) if self.clip_skip else self.encoder.tokens_of(output)
+        return tokens, {name: getattr(output, name) for name in self.vectors}
+
+    def _seen(self, mask: Tensor) -> Tensor | None:
+        return None if not self.encoder.mask_padding and bool(mask.all()) else mask
 
     @functools.cached_property
     def empty(self) -> Tensor:
@@ -52,13 +82,25 @@ class Encoding:
         nothing = chunk_text(self.encoder, Text())
         return self(nothing.ids(), nothing.mask())
 
+    @functools.cached_property
+    def empty_filled(self) -> Tensor:
+        """Where the empty prompt is not padding, ``(1, window)``."""
+        return chunk_text(self.encoder, Text()).filled()
+
     def padded(self, embeds: Tensor, tokens: int) -> Tensor:
         """``(batch, any, dim)`` made ``tokens`` long with empty prompts, if whole windows are missing."""
-        missing, part = divmod(tokens - embeds.shape[1], self.encoder.window)
+        return self._longer(embeds, tokens, lambda: self.empty)
+
+    def padded_filled(self, filled: Tensor, tokens: int) -> Tensor:
+        """The same for ``(batch, any)`` of :attr:`Embedded.filled`."""
+        return self._longer(filled, tokens, lambda: self.empty_filled)
+
+    def _longer(self, value: Tensor, tokens: int, empty: Callable[[], Tensor]) -> Tensor:
+        missing, part = divmod(tokens - value.shape[1], self.encoder.window)
         if missing < 1 or part:
-            return embeds
-        empty = self.empty.to(embeds).expand(embeds.shape[0], -1, -1)
-        return torch.cat([embeds, *[empty] * missing], dim=1)
+            return value
+        more = empty().to(value)
+        return torch.cat([value, *[more.expand(value.shape[0], *more.shape[1:])] * missing], dim=1)
 
 
 Weigh = Callable[[Tensor, Chunks, Encoding], Tensor]
@@ -161,14 +203,21 @@ def grammar(name: str) -> Grammar:
 
 
 def embed_trees(encode: Encoding, trees: Sequence[And], arithmetic: Arithmetic, *, cut: bool = False) -> list[Tensor]:
-    """Embeddings of each prompt, ``(1, windows · window, dim)``; all of them are encoded together.
+    """Embeddings of each prompt, ``(1, windows · window, dim)``; see :func:`encode_trees`."""
+    return [embedded.tokens for embedded in encode_trees(encode, trees, arithmetic, cut=cut)]
+
+
+def encode_trees(
+    encode: Encoding, trees: Sequence[And], arithmetic: Arithmetic, *, cut: bool = False
+) -> list[Embedded]:
+    """Each prompt, encoded; all of them go through the encoder together.
 
     Args:
         cut: give each text one window, and name the words lost in a warning.
     """
     places = {tree: place for place, tree in enumerate(dict.fromkeys(trees))}
     if len(places) < len(trees):  # the same negative prompt for many pictures, say
-        made = embed_trees(encode, list(places), arithmetic, cut=cut)
+        made = encode_trees(encode, list(places), arithmetic, cut=cut)
         return [made[places[tree]] for tree in trees]
     texts = [text for tree in trees for text in _texts(tree)]
     encoder = encode.encoder
@@ -179,12 +228,18 @@ def embed_trees(encode: Encoding, trees: Sequence[And], arithmetic: Arithmetic, 
             logger.warning("The prompt is longer than the text encoder's %d tokens; not seen: %r", encoder.window, lost)
     if not texts:
         return []
-    z = encode(torch.cat([c.ids() for c in all_chunks]), torch.cat([c.mask() for c in all_chunks]))
-    rows = z.split([len(chunks.tokens) for chunks in all_chunks])
-    weighed = (
-        arithmetic.weigh(one, chunks, encode).flatten(0, 1)[None] for one, chunks in zip(rows, all_chunks, strict=True)
+    z, vectors = encode.whole(torch.cat([c.ids() for c in all_chunks]), torch.cat([c.mask() for c in all_chunks]))
+    sizes = [len(chunks.tokens) for chunks in all_chunks]
+    firsts = [sum(sizes[:k]) for k in range(len(sizes))]
+    embedded = (
+        Embedded(
+            arithmetic.weigh(rows, chunks, encode).flatten(0, 1)[None],
+            chunks.filled().flatten()[None],
+            {name: vector[first : first + 1] for name, vector in vectors.items()},
+        )
+        for rows, first, chunks in zip(z.split(sizes), firsts, all_chunks, strict=True)
     )
-    return [_combined(tree, weighed, encode) for tree in trees]
+    return [_combined(tree, embedded, encode) for tree in trees]
 
 
 def _texts(tree: And | Blend | Text) -> Iterator[Text]:
@@ -195,21 +250,33 @@ def _texts(tree: And | Blend | Text) -> Iterator[Text]:
             yield from _texts(part)
 
 
-def _combined(tree: And | Blend | Text, weighed: Iterator[Tensor], encode: Encoding) -> Tensor:
-    """The embedding of a tree, whose texts' embeddings come in order."""
+def _combined(tree: And | Blend | Text, embedded: Iterator[Embedded], encode: Encoding) -> Embedded:
+    """A tree, whose texts come in order."""
     if isinstance(tree, Text):
-        return next(weighed)
-    parts = [_combined(part, weighed, encode) for part in tree.parts]
+        return next(embedded)
+    parts = [_combined(part, embedded, encode) for part in tree.parts]
     if isinstance(tree, And):
         lighter = [
-            part if weight == 1 else torch.lerp(encode.padded(encode.empty, part.shape[1]), part, weight)
+            part.tokens
+            if weight == 1
+            else torch.lerp(encode.padded(encode.empty, part.tokens.shape[1]), part.tokens, weight)
             for part, weight in zip(parts, tree.weights, strict=True)
         ]
-        return lighter[0] if len(lighter) == 1 else torch.cat(lighter, dim=1)
+        if len(parts) == 1:
+            return parts[0]._replace(tokens=lighter[0])
+        return Embedded(torch.cat(lighter, 1), torch.cat([part.filled for part in parts], 1), parts[0].vectors)
     total = sum(tree.weights) if tree.normalise else 1
-    longest = max(part.shape[1] for part in parts)
-    shares = zip(parts, tree.weights, strict=True)
-    return torch.stack([encode.padded(part, longest) * (weight / total) for part, weight in shares]).sum(0)
+    longest = max(part.tokens.shape[1] for part in parts)
+
+    def mixed(tensors: Sequence[Tensor]) -> Tensor:
+        shares = zip(tensors, tree.weights, strict=True)
+        return torch.stack([tensor * (weight / total) for tensor, weight in shares]).sum(0)
+
+    return Embedded(
+        mixed([encode.padded(part.tokens, longest) for part in parts]),
+        torch.stack([encode.padded_filled(part.filled, longest) for part in parts]).any(0),
+        {name: mixed([part.vectors[name] for part in parts]) for name in parts[0].vectors},
+    )
 
 
 def _literal(prompt: str) -> And:
