@@ -11,9 +11,9 @@ from typing import Any
 
 import typer
 
-from .choices import load_pipeline, parse_dtype, pick_device, schedulers, set_scheduler
-from .errors import BadUsage, Failure, tell
-from .files import check_out, targets
+from langevin.cli.choices import load_pipeline, parse_dtype, pick_device, schedulers, set_scheduler
+from langevin.cli.errors import BadUsage, Failure, tell
+from langevin.cli.files import check_out, targets
 
 # Call arguments that say in which form to return pictures, or that stand in the settings for other reasons.
 _NOT_AGAIN = {"generator", "output_type", "return_dict", "num_images_per_prompt", "batch_size", "seed"}

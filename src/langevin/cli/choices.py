@@ -10,9 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from langevin.cli.errors import BadUsage
 from langevin.schedulers.catalogue import names, short_name
-
-from .errors import BadUsage
 
 _DTYPES = {
     "float32": "float32", "fp32": "float32", "float": "float32",

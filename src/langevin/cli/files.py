@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .errors import BadUsage, Failure
+from langevin.cli.errors import BadUsage, Failure
 
 # Formats that hold a colour picture and that people mean; Pillow knows more, such as PDF and icons.
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".tga")

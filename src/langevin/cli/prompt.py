@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from .errors import BadUsage, tell
+from langevin.cli.errors import BadUsage, tell
 
 _SHOWN = 12
 """States of an edited prompt that are printed; the rest is counted."""
@@ -65,9 +65,8 @@ def load_encoder(model: str) -> Any:
     """The tokenizer of a model and what is known of its text encoder, whose weights are not read."""
     from langevin.checkpoints import folders, transformers_parts
     from langevin.checkpoints.config import read_json
+    from langevin.cli.choices import busy
     from langevin.prompts.encoder import PromptEncoder
-
-    from .choices import busy
 
     def wanted(names: list[str], fetch: Any) -> list[str]:
         return [n for n in names if n == "model_index.json" or n.startswith("tokenizer/") or n == _CONFIG]

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .errors import BadUsage, Failure
-from .generate import generate
+from langevin.cli.errors import BadUsage, Failure
+from langevin.cli.generate import generate
 
 
 def edit(picture: Path, *, strength: float | None, image_guidance: float | None, **options: Any) -> None:

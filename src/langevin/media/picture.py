@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from .settings import (
+from langevin.media.settings import (
     EXIF_IFD,
     MAKER,
     MAKER_NOTE,
