@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import inspect
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -147,28 +145,22 @@ def _guider(described: Any) -> Any:
 
 
 def revive(value: Any) -> Any:
-    """What :func:`langevin.pipelines.results.recorded` wrote, back to what it was: pictures and networks are loaded."""
-    from PIL import Image
-
+    """What :func:`langevin.media.recording.recorded` wrote, back to what it was: pictures and networks are loaded."""
     import langevin
-    from langevin.media.load import load_image
-    from langevin.pipelines.results import fingerprint
+    from langevin.media.recording import reread
 
     if isinstance(value, list):
         return [revive(one) for one in value]
     kind = set(value) if isinstance(value, dict) else set()
     if kind == {"items"}:
         return {revive(key): revive(one) for key, one in value["items"]}
-    if kind == {"file", "sha256"}:
+    if kind in ({"file", "sha256"}, {"png"}):
         try:
-            image = load_image(value["file"])
-        except OSError:
+            return reread(value)
+        except FileNotFoundError:
             raise Failure(f"the picture {value['file']}, from which it was made, is not there") from None
-        if fingerprint(image) != value["sha256"]:
-            raise Failure(f"the picture {value['file']}, from which it was made, has changed since")
-        return image
-    if kind == {"png"}:
-        return Image.open(io.BytesIO(base64.b64decode(value["png"])), formats=["PNG"])
+        except (OSError, ValueError) as error:
+            raise Failure(f"a picture from which it was made cannot be used: {error}") from None
     if kind == {"network", "from"}:
         load = getattr(getattr(langevin, str(value["network"]), None), "from_pretrained", None)
         if load is None or not str(value["network"]).endswith("Model"):
