@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from typing import IO
@@ -94,6 +95,32 @@ def _one_error(name: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename is not None:
             raise
         raise WrongPicture(f"{name} cannot be read ({reason(error)}); give a picture that is whole and open") from error
+
+
+_FROM_STRANGERS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "PPM", "TGA", "JPEG2000")
+"""Formats that Pillow reads by itself: others start programs (EPS) or are rarely tried."""
+
+
+def open_safely(path: str | os.PathLike) -> Image.Image:
+    """Open a file that a stranger made or named: a regular file, of the usual formats, and no decompression bomb.
+
+    As :func:`PIL.Image.open` does, it reads the head only; use it in a ``with`` block.
+
+    Raises FileNotFoundError, PIL.UnidentifiedImageError for what is no picture of these formats, and
+    :class:`WrongPicture` for what is no regular file, is too large or is damaged.
+    """
+    name = os.fspath(path)
+    if not stat.S_ISREG(os.stat(name).st_mode):
+        raise WrongPicture(f"{name} is no regular file, so it is not opened")
+    Image.init()
+    with _one_error(name):
+        image = Image.open(name, formats=[kind for kind in _FROM_STRANGERS if kind in Image.OPEN])
+        try:
+            _check_size(image, name)
+        except WrongPicture:
+            image.close()
+            raise
+        return image
 
 
 def _plain_mode(image: Image.Image, name: str) -> Image.Image:

@@ -11,14 +11,13 @@ import dataclasses
 import hashlib
 import io
 import os
-import stat
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
-from langevin.media.load import load_image, opened
+from langevin.media.load import load_image, open_safely, opened
 from langevin.media.settings import plain
 
 PLAIN = (str, int, float, bool, type(None))
@@ -146,9 +145,7 @@ def reread(record: Mapping[str, str]) -> Image.Image:
             image.load()
             return image
     file = record["file"]
-    if not stat.S_ISREG(os.stat(file).st_mode):
-        raise ValueError(f"{file} is no regular file, so it is not opened")
-    with Image.open(file) as image:
+    with open_safely(file) as image:
         if fingerprint(image) == record["sha256"]:
             return image
     whole = load_image(file)  # in RGB, on white

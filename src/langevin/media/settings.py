@@ -370,12 +370,20 @@ def read_settings(source: str | os.PathLike | IO[bytes] | Any) -> dict[str, Any]
     """The settings that made a picture, or None if it carries none.
 
     ``source`` is a path, an open file or a PIL image. Our own JSON is preferred; otherwise the text that
-    AUTOMATIC1111 and its relatives write is read (see :func:`text_to_settings`).
+    AUTOMATIC1111 and its relatives write is read (see :func:`text_to_settings`). They are as the file has them:
+    :func:`langevin.media.schema.check_settings` says whether they can be followed.
 
-    Raises FileNotFoundError if there is no such file, and PIL.UnidentifiedImageError if it is not a picture.
+    Raises FileNotFoundError if there is no such file, PIL.UnidentifiedImageError if it is not a picture of the formats
+    that carry settings, and ValueError if it is no regular file, is damaged, or has so many pixels that it cannot be
+    opened safely.
     """
     from PIL import Image
 
+    from langevin.media.load import open_safely
+
+    if isinstance(source, (str, os.PathLike)):
+        with open_safely(source) as image:
+            return read_settings(image)
     if not isinstance(source, Image.Image):
         with Image.open(source) as image:
             return read_settings(image)
@@ -383,8 +391,8 @@ def read_settings(source: str | os.PathLike | IO[bytes] | Any) -> dict[str, Any]
         return settings
     try:
         ours, text = _texts_of(source)
-        if not (ours or text):
-            source.load()  # a PNG may have text behind its pixels
+        if not (ours or text) and source.format == "PNG":
+            source.load()  # there may be text behind its pixels
             ours, text = _texts_of(source)
     except Exception:  # damaged metadata makes Pillow raise a dozen different things; none of them matters here
         return None
