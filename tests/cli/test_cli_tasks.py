@@ -71,12 +71,12 @@ def test_edit_with_a_model_that_paints_from_prompts(run, tiny_sd_folder, circle)
 
 def test_again_takes_the_picture_it_was_made_from(run, tiny_sd_folder, circle):
     run("edit", circle, "a blue circle", "-m", tiny_sd_folder, *SHORT, "--strength", "0.5", "-o", "blue.png")
-    assert "identical" in run("again", "blue.png").stdout
+    assert "identical" in run("again", "blue.png", "--yes").stdout
     Image.open(circle).transpose(Image.Transpose.FLIP_TOP_BOTTOM).rotate(90).save(circle)
     Image.new("RGB", (16, 16), "white").save(circle)
-    assert "has changed since" in run("again", "blue.png", code=1).stderr
+    assert "has changed since" in run("again", "blue.png", "--yes", code=1).stderr
     circle.unlink()
-    assert "is not there" in run("again", "blue.png", code=1).stderr
+    assert "is not there" in run("again", "blue.png", "--yes", code=1).stderr
 
 
 def test_inpaint_keeps_every_pixel_outside_a_box(run, tiny_sd_folder, circle):
@@ -96,8 +96,8 @@ def test_inpaint_with_a_mask_from_a_file(run, tiny_sd_folder, circle):
     run("inpaint", circle, "a star", "--mask", "mask.png", "-m", tiny_sd_folder, *SHORT, "-o", "top.png")
     run("inpaint", circle, "a star", "--box", "0,0,16,8", "-m", tiny_sd_folder, *SHORT, "-o", "box.png")
     np.testing.assert_array_equal(pixels("top.png"), pixels("box.png"))
-    assert "identical" in run("again", "top.png").stdout
-    assert "identical" in run("again", "box.png").stdout, "the box is written into the picture"
+    assert "identical" in run("again", "top.png", "--yes").stdout
+    assert "identical" in run("again", "box.png", "--yes").stdout, "the box is written into the picture"
 
 
 def test_control_acts_and_can_be_made_again(run, tiny_sd_folder, net, circle):
@@ -110,7 +110,7 @@ def test_control_acts_and_can_be_made_again(run, tiny_sd_folder, net, circle):
     (described,) = read_settings("with.png")["control"]
     assert described["class"] == "Control"
     assert described["network"] == {"network": "ControlNetModel", "from": str(net)}
-    assert "identical" in run("again", "with.png").stdout
+    assert "identical" in run("again", "with.png", "--yes").stdout
 
 
 @pytest.mark.parametrize(

@@ -274,12 +274,16 @@ def again(
     model: Annotated[str | None, typer.Option("--model", "-m", help="instead of the one it was made with")] = None,
     device: Device = None,
     force: Force = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="load whatever models the picture names")] = False,
 ) -> None:
     """Make a picture again from the settings it carries, and say whether the pixels are the same.
+
+    The models that it names are loaded if they are in the box or in the hub's cache. For others (any folder, or from
+    the hub) --yes is needed, since anybody may have made the picture; or --model, which names yours.
 
     The exit code is 1 if they should be the same and are not. For pictures of other programs the model, noise and
     some settings differ; what can be taken over is.
     """
     from langevin.cli.again import again as run
 
-    run(picture, out=out, model=model, device=device, force=force)
+    run(picture, out=out, model=model, device=device, force=force, yes=yes)

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from langevin.cli.errors import BadUsage, tell
+from langevin.cli.errors import BadUsage, harmless, tell
 
 _SHOWN = 12
 """States of an edited prompt that are printed; the rest is counted."""
@@ -156,9 +156,9 @@ def _line(chunk: list[dict[str, Any]], indent: str) -> Any:
     line = Text(indent)
     for n, word in enumerate(chunk):
         weight = word["weight"]
-        plain = [token.removesuffix("</w>").removeprefix("▁") for token in word["tokens"]]
+        plain = [harmless(token.removesuffix("</w>").removeprefix("▁")) for token in word["tokens"]]
         if not all(token.isascii() for token in plain):  # bytes of letters, in the vocabulary's spelling of bytes
-            plain = [word["text"]]
+            plain = [harmless(word["text"])]
         line.append(" " if n else "").append("·".join(plain), colour(weight))
         if weight != 1 and (n + 1 == len(chunk) or chunk[n + 1]["weight"] != weight):
             line.append(f" ×{weight:.3g}", f"dim {colour(weight)}")
