@@ -9,11 +9,11 @@ import torch
 import transformers
 
 from langevin.prompts.chunks import chunk_text, part_at_comma, part_at_sentence, part_at_word
-from langevin.prompts.clip import encode_prompts
 from langevin.prompts.encoder import PromptEncoder
 from langevin.prompts.tree import And, Fragment, Text
 from langevin.prompts.weighting import GRAMMARS, Encoding, embed_trees, grammar
 from tests.helpers import reference_parts
+from tests.prompts.encoding import encode_prompts
 
 
 @pytest.fixture(scope="module")

@@ -139,7 +139,8 @@ class Guider:
 
         It is called as ``f(q, k, v, mask, layer, names=(…), views=None)``: ``q`` is ``(rows, heads, tokens, dim)``,
         ``names`` the branches whose rows these are, one after the other; ``views`` is None, or where the network looks
-        at parts of x, their boxes, each branch's rows being theirs one after the other.
+        at parts of x, their boxes, each branch's rows being theirs one after the other. Where prompts differ in length,
+        pictures of one length go through together, and ``pictures=(…)`` are their numbers.
 
         There is one function in the end. Where guiders before this one hand one down, it is ``step.attention``: call it
         for the layers that you leave alone, and both have their effect.

@@ -19,6 +19,7 @@ from langevin.loop import denoise
 from langevin.pipelines.callbacks import Callbacks, View
 from langevin.pipelines.given import Given
 from langevin.pipelines.results import call_settings, check_output_type, deliver, per_picture
+from langevin.prompts.lengths import by_length
 from langevin.randomness import noise_for
 
 PLAIN_VIEW = View()
@@ -157,7 +158,7 @@ class Call:
             return denoise(
                 setup.x,
                 run,
-                setup.denoiser,
+                by_length(setup.denoiser),
                 setup.branches,
                 setup.guiders,
                 noise=setup.noise,

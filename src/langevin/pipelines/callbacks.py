@@ -11,6 +11,7 @@ from torch import Tensor
 from langevin.guiders.base import Step
 from langevin.guiders.setup import Setup
 from langevin.pipelines.given import Given
+from langevin.prompts.lengths import without_lengths
 
 if TYPE_CHECKING:
     from langevin.pipelines.call import Call
@@ -118,4 +119,7 @@ def _replace_text(setup: Setup, branch: str, embeds: Tensor) -> None:
     old = setup.branches[branch][TEXT]
     alike = old is not embeds and old.shape == embeds.shape and old.dtype == embeds.dtype
     if not (alike and torch.equal(old, embeds.to(old.device))):
-        setup.branches[branch] = {**setup.branches[branch], TEXT: embeds}
+        told = (
+            setup.branches[branch] if old.shape[1:2] == embeds.shape[1:2] else without_lengths(setup.branches[branch])
+        )
+        setup.branches[branch] = {**told, TEXT: embeds}

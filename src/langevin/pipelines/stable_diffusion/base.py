@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,15 +16,15 @@ from torch import Tensor
 from langevin.codecs.base import Codec, check_size
 from langevin.codecs.pixels import PlainCodec
 from langevin.codecs.vae import VaeCodec
-from langevin.guiders.base import Conditions, Guider
+from langevin.guiders.base import Guider
 from langevin.guiders.distilled import DistilledGuidance
 from langevin.media.images import VaeImageProcessor
 from langevin.outputs import StableDiffusionPipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call, compose_guiders
-from langevin.pipelines.prompting import edited_conditions
 from langevin.pipelines.stable_diffusion.given import TextGiven
-from langevin.prompts.clip import encode_prompts
+from langevin.prompts.readers.base import How, Reading, TextReader
+from langevin.prompts.readers.clip import CLIPReader
 from langevin.prompts.textual_inversion import TextualInversionLoaderMixin
 
 if TYPE_CHECKING:
@@ -152,38 +151,19 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
             (given.guidance_scale or 0) > 1 or given.control or given.guiders
         )
 
-        def encode(prompt: Any, negative_prompt: Any, first: bool = True) -> dict[str, Conditions]:
-            positive, negative = self.encode_prompt(
-                prompt,
-                self._execution_device,
-                given.num_images_per_prompt,
-                guided and first,
-                negative_prompt,
-                given.prompt_embeds if first else None,
-                given.negative_prompt_embeds if first else None,
-                clip_skip=given.clip_skip,
-                clip_skip_negative=given.clip_skip_negative,
-                prompt_weighting=given.prompt_weighting,
-                long_prompts=given.long_prompts,
-            )
-            both = {"positive": positive, "negative": negative}
-            return {name: {"encoder_hidden_states": embeds} for name, embeds in both.items() if embeds is not None}
-
-        branches, editing = edited_conditions(
-            encode,
+        return self.reader.read(
             given.prompt,
             given.negative_prompt,
-            steps,
-            given.prompt_weighting,
-            negative_is_given=given.negative_prompt_embeds is not None,
+            pictures=given.num_images_per_prompt,
+            steps=steps,
+            with_negative=guided,
+            prompt_embeds=given.prompt_embeds,
+            negative_prompt_embeds=given.negative_prompt_embeds,
+            clip_skip=given.clip_skip,
+            clip_skip_negative=given.clip_skip_negative,
+            prompt_weighting=given.prompt_weighting,
+            long_prompts=given.long_prompts,
         )
-        positive = branches["positive"]["encoder_hidden_states"]
-        prompts = len(positive) // given.num_images_per_prompt
-
-        def again(text: Any) -> Conditions:
-            return encode([text] * prompts if isinstance(text, str) else text, None, first=False)["positive"]
-
-        return Reading(branches, editing, again, len(positive), positive.dtype)
 
     def encode_prompt(
         self,
@@ -200,27 +180,24 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
         long_prompts: Literal["chunk", "cut"] = "chunk",
     ) -> tuple[Tensor, Tensor | None]:
         """Embeddings of prompt and negative prompt, ``(prompts · pictures, tokens, dim)`` each."""
-        encoding = encode_prompts(
-            self.tokenizer,
-            self.text_encoder,
+        branches = self.reader.encode(
             prompt,
             negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            with_negative=do_classifier_free_guidance,
+            How(clip_skip, clip_skip_negative, prompt_weighting, long_prompts),
+            prompt_embeds,
+            negative_prompt_embeds,
             pictures=num_images_per_prompt,
-            clip_skip=clip_skip,
-            clip_skip_negative=clip_skip_negative,
-            prompt_weighting=prompt_weighting,
-            long_prompts=long_prompts,
-            device=device or self._execution_device,
-            dtype=self._text_dtype,
+            with_negative=do_classifier_free_guidance,
         )
-        return encoding.positive, encoding.negative
+        place = device or self._execution_device
+        embeds = {name: told["encoder_hidden_states"].to(place) for name, told in branches.items()}
+        return embeds["positive"], embeds.get("negative")
 
     @property
-    def _text_dtype(self) -> torch.dtype:
-        return self.text_encoder.dtype if self.text_encoder is not None else self.unet.dtype
+    def reader(self) -> TextReader:
+        """What turns texts into branches of conditions."""
+        dtype = self.text_encoder.dtype if self.text_encoder is not None else self.unet.dtype
+        return CLIPReader(self.tokenizer, self.text_encoder, device=self._execution_device, dtype=dtype)
 
     def size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, the model's own where None."""
@@ -261,25 +238,6 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
             self.image_processor.postprocess(images, output_type="pil"), return_tensors="pt"
         ).pixel_values
         return self.safety_checker.flag(pixels.to(images.device, dtype))
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The texts of a call, read.
-
-    Attributes:
-        branches: conditions by branch name.
-        guider: what changes them on the way, or None.
-        again: conditions of another text, for the same batch.
-        batch: how many pictures there are.
-        dtype: of the embeddings, which is that of x.
-    """
-
-    branches: dict[str, Conditions]
-    guider: Guider | None
-    again: Callable[[Any], Conditions]
-    batch: int
-    dtype: torch.dtype
 
 
 def blacked_out(pixels: Tensor, which: Sequence[bool]) -> Tensor:
