@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langevin.guiders.base import Conditions, Input, Step
+from langevin.guiders.step import Conditions, Input, Step
 from langevin.latest import Latest
 
 
@@ -21,7 +21,7 @@ class NetworkDenoiser:
     Args:
         network: any callable: ``network(x, t, **conditions, return_dict=False)``, whose first output is the prediction.
             Preconditioning is a function around a network.
-        inputs: see :attr:`langevin.guiders.setup.Setup.inputs`.
+        inputs: see :attr:`langevin.guiders.base.Setup.inputs`.
         fixed: keyword arguments that are the same for all branches.
     """
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from langevin.guiders.base import Conditions, Denoiser, Guider, Step, Told
+from langevin.guiders.base import Guider
+from langevin.guiders.step import Conditions, Denoiser, Step, Told
 
 if TYPE_CHECKING:
     from langevin.schedulers.run import Run

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from langevin.guiders.attention_maps import map_size, watching
-from langevin.guiders.base import Conditions, Guider, Step
-from langevin.guiders.setup import Setup
+from langevin.guiders.base import Guider, Setup
+from langevin.guiders.step import Conditions, Step
 from langevin.guiders.windows import Box
 from langevin.models.layers.attention import Attention
 

@@ -1,119 +1,172 @@
-"""What a guider is: an object that sets up a call and steers its loop, at any of a few moments."""
+"""What a guider is: an object that sets up a stage of a call and steers its loop, at any of a few moments."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from langevin.latest import Latest
+from langevin.codecs.base import Codec
+from langevin.guiders.step import Conditions, Denoiser, Input, Step, Told
+from langevin.randomness import Noise
 
 if TYPE_CHECKING:
-    from langevin.guiders.setup import Setup
     from langevin.schedulers.run import Run
 
-Conditions = Mapping[str, Any]
-"""What a branch is told: keyword arguments of the network, as ``{"encoder_hidden_states": (batch, tokens, dim)}``.
 
-Two names are not the network's. ``"channels"`` is a dict of tensors that are joined to x, one after the other: a mask,
-the picture to be edited. ``"maps"``, a dict, is for the :attr:`Setup.inputs` that put it there. A tensor with x's
-height and width is a map of x's places: wrappers that cut x into windows cut it alike.
-"""
-
-Denoiser = Callable[..., "dict[str, Tensor]"]
-"""``denoiser(x, step, branches, attention=None) -> {branch: prediction}``: see :mod:`langevin.denoiser`."""
-
-Input = Callable[..., "dict[str, Any]"]
-"""``input(x, step, names, told) -> told``: see :attr:`Setup.inputs`."""
-
-
-class Told(dict[str, Any]):
-    """Conditions of every branch of a call, those that guiders add later among them.
-
-    A branch's own entries win, in dicts (``"channels"``, ``"maps"``) entry by entry. Put another object in an entry's
-    place to change it, ``told["channels"] = {**told["channels"], "mask": mask}``: what was made of the old one is
-    known by it. :meth:`put` does that.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._joined: dict[str, Latest[Conditions]] = {}
-
-    def put(self, entry: str, name: str, value: Any) -> None:
-        """Set one name in a dict that is an entry, such as ``put("channels", "mask", mask)``."""
-        self[entry] = {**self.get(entry, {}), name: value}
-
-    def to(self, branch: str, own: Conditions) -> Conditions:
-        """All that a branch is told. The same object as the last time, where nothing has been changed."""
-        if not self:
-            return own
-        latest = self._joined.setdefault(branch, Latest())
-        return latest([own, *self.values()], lambda: _joined(self, own))
-
-
-def _joined(common: Conditions, own: Conditions) -> Conditions:
-    both = {**common, **own}
-    for name in common.keys() & own.keys():
-        if isinstance(common[name], Mapping) and isinstance(own[name], Mapping):
-            both[name] = {**common[name], **own[name]}
-    return both
-
-
-@dataclass(slots=True)
-class Step:
-    """One network call's place in a run, as guiders see it.
+@dataclass
+class Setup:
+    """One stage of a call: a network denoises an x along a run. A guider may change any of it in
+    :meth:`Guider.prepare`.
 
     Attributes:
-        index: 0, 1, … up to ``total - 1``.
-        total: network calls in the run.
-        timestep: what the network is told.
-        run: the scheduler's run; ``run.add_noise(x0, noise, index)`` brings a clean x to this step's level.
-        branches: conditions by branch name, "positive" among them. A guider may replace entries.
-        denoiser: the network and its wrappers; see :meth:`predict`.
-        noise: ``noise(like)`` draws fresh noise from the call's generators. A guider may put another in its place,
-            which this step's solver then uses.
-        start: the network call at which the loop began (image to image begins late).
-        attention: what the guiders asked so far want called in this step's attention layers; None: the usual one.
-        told: conditions of all branches.
-        variance: what the network said of the positive branch's variance, ``(batch, channels, …)``, where it has twice
-            x's channels; guiders see the prediction alone.
+        run: the scheduler's run.
+        steps: how many steps were asked for; a solver may make several network calls in one (``order``).
+        order: network calls in a step.
+        branches: conditions by branch name: "positive", "negative" (where there is one), and what guiders add.
+            "negative" differs from "positive" in nothing but the text.
+        told: conditions of every branch, those that come later among them; see :class:`Told`.
+        guiders: this call's own copies, in order.
+        network: what is denoised with, for its config and to name its layers; do not call it.
+        denoiser: put something around the network by wrapping this.
+        inputs: functions ``(x, step, names, told) -> told``, asked at each network call with the scaled x,
+            ``(rows, channels, …)``, the names of the branches whose rows they are, one after the other,
+            and what the network will be told; they return what it is told instead (control networks).
+        codec: from pixels to x and back; see :mod:`langevin.codecs`.
+        noise: draws from this call's generators, in a fixed order: who draws first gets the first numbers.
+        shape: of x, ``(batch, channels, …)``: pictures, sounds, frames, or a vector ``(batch, dim)``.
+        device, dtype: of x.
+        scheduler: whose run it is, for the record.
+        name: of the stage, where a call has several.
+        encode_text: ``encode_text(text) -> conditions`` of a branch with another text (one, or one per prompt).
+        pair_images: see :meth:`rows`.
+        pictures: how many there are of each prompt.
+        start: the network call at which the run begins.
+        x: where it begins, at the level of call ``start``; None is where the run begins by itself, which is noise.
+        latents: the noise that the caller gave to begin with, or None.
+        tensors: tensors that callbacks may see and replace, by name, beside those in ``told["channels"]``; read them
+            here at each step.
     """
 
-    index: int
-    total: int
-    timestep: float
     run: Run
+    steps: int
+    order: int
     branches: dict[str, Conditions]
+    guiders: list[Guider]
+    network: Any
     denoiser: Denoiser
-    noise: Callable[[Tensor], Tensor]
-    start: int = 0
-    attention: Callable[..., Tensor] | None = None
+    inputs: list[Input]
+    codec: Codec
+    noise: Noise
+    shape: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype
     told: Told = field(default_factory=Told)
-    variance: Tensor | None = None
+    scheduler: Any = None
+    name: str = ""
+    encode_text: Callable[[Any], Conditions] | None = None
+    pair_images: bool = False
+    pictures: int = 1
+    start: int = 0
+    x: Tensor | None = None
+    latents: Tensor | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
-    def conditions(self, names: Iterable[str]) -> dict[str, Conditions]:
-        """All that the named branches are told."""
-        return {name: self.told.to(name, self.branches[name]) for name in names}
+    # -- where x begins
 
-    def predict(self, x: Tensor, names: Iterable[str], attention: Callable | None = None) -> dict[str, Tensor]:
-        """Ask the network at this step about any x (unscaled), for the named branches."""
-        shown = self.run.scale_model_input(x, self.index)
-        predictions = self.denoiser(shown, self, self.conditions(names), attention)
-        said = next(iter(predictions.values()))
-        if said.ndim != x.ndim or said.shape[1:2] != (2 * x.shape[1],) or said.shape[2:] != x.shape[2:]:
-            return predictions
-        halves = {name: both.chunk(2, dim=1) for name, both in predictions.items()}
-        if "positive" in halves:
-            self.variance = halves["positive"][1]
-        return {name: prediction for name, (prediction, _) in halves.items()}
+    def first_noise(self) -> Tensor:
+        """The noise that this stage begins with: the caller's, else drawn once."""
+        if self.latents is None:
+            self.latents = self.noise.draw(self.shape, self.dtype, self.device)
+        return self.latents
+
+    def begin(self) -> Tensor:
+        """x where the whole run begins, from noise alone."""
+        return self.run.begin(self.first_noise, self.noise, self.shape, self.device)
+
+    def start_at(self, strength: float) -> None:
+        """Leave out the run's first steps: strength 1 keeps all, 0 none.
+
+        Raises:
+            ValueError: the strength is not in 0..1, or another guider has chosen the start.
+        """
+        if self.x is not None:
+            raise ValueError("two guiders want to choose where the run begins; give one of them")
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength is {strength}; it must be in 0..1: 0 keeps the picture, 1 makes it anew")
+        kept = min(int(self.steps * strength), self.steps)
+        self.start = (self.steps - kept) * self.order if kept else len(self.run)
+
+    # -- places
 
     @property
-    def progress(self) -> float:
-        """Share of the run that lies behind this step, 0 ≤ progress < 1."""
-        return self.index / self.total
+    def places(self) -> tuple[int, ...]:
+        """The sizes of x's axes that are places: height and width of a picture's latents; none of a vector."""
+        return self.shape[len(self.shape) - self.codec.axes :]
+
+    def picture_places(self, who: str) -> tuple[int, int]:
+        """Height and width of x.
+
+        Raises:
+            ValueError: x is no picture and has no such thing; ``who`` says who wants to know.
+        """
+        if self.codec.axes < 2:
+            raise ValueError(f"{who} works on pictures; what is made here is {tuple(self.shape)}, which has none")
+        height, width = self.places[-2:]
+        return height, width
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The size of what is decoded: pixels ``(height, width)``, samples, …."""
+        return tuple(side * self.codec.scale_factor for side in self.places)
+
+    def is_latents(self, images: Tensor) -> bool:
+        """Whether these are latents in pictures' place, told by their number of channels."""
+        return images.shape[1] == self.codec.channels and self.codec.scale_factor > 1
+
+    def check_size(self, images: Tensor) -> None:
+        """Raises ValueError unless pictures, or latents in their place, have the size of those to be made."""
+        wanted = self.places if self.is_latents(images) else self.size
+        if tuple(images.shape[2:]) != wanted:
+            sides = " x ".join(map(str, wanted))
+            raise ValueError(f"image is {tuple(images.shape)}; the pictures to be made are {sides}")
+
+    # -- pictures that are given
+
+    def encode(self, pixels: Tensor, sample: bool = True) -> Tensor:
+        """What the network denoises, for pixels ``(n, 3, height, width)`` in [-1, 1], one row per row of x.
+
+        A tensor with the latents' channels passes for latents, as it does in the reference.
+
+        Args:
+            sample: draw from the autoencoder's posterior, else take its mode. Where each picture has a generator of its
+                own, each draws for its own.
+        """
+        pixels = pixels.to(self.device, self.dtype)
+        if pixels.shape[1] == self.codec.channels:
+            return self.rows(pixels)
+        if not sample:
+            return self.rows(self.codec.encode(pixels, None))
+        return self.rows(self.codec.encode(self.rows(pixels) if self.noise.per_picture else pixels, self.noise))
+
+    def rows(self, images: Tensor) -> Tensor:
+        """Repeat pictures to x's rows. Several, with several pictures of each prompt, are repeated as a whole
+        (a, b, a, b), as the reference does, though prompts are repeated one by one (a, a, b, b); ``pair_images`` makes
+        them go together.
+
+        Raises:
+            ValueError: their number does not divide the batch.
+        """
+        batch, count = self.shape[0], len(images)
+        if count > batch or batch % count:
+            raise ValueError(f"{count} images for a batch of {batch} pictures; give one image, or one per prompt")
+        if self.pair_images:
+            return images.repeat_interleave(batch // count, dim=0)
+        return images.repeat(batch // count, *[1] * (images.ndim - 1))
 
 
 class Guider:

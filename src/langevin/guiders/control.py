@@ -11,8 +11,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from langevin.guiders.base import Guider, Step
-from langevin.guiders.setup import Setup
+from langevin.guiders.base import Guider, Setup
+from langevin.guiders.step import Step
 from langevin.media.images import VaeImageProcessor
 
 _DOWN, _MID = "down_block_additional_residuals", "mid_block_additional_residual"

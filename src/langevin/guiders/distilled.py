@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from langevin.guiders.base import Guider
-from langevin.guiders.setup import Setup
+from langevin.guiders.base import Guider, Setup
 from langevin.models.layers.embeddings import sinusoid
 
 

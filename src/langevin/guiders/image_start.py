@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from langevin.guiders.base import Guider
-from langevin.guiders.setup import Setup
+from langevin.guiders.base import Guider, Setup
 
 
 @dataclass

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from langevin.guiders.base import Guider, Step
-from langevin.guiders.setup import Setup
+from langevin.guiders.base import Guider, Setup
+from langevin.guiders.step import Step
 
 
 @dataclass

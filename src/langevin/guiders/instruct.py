@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from langevin.guiders.base import Conditions, Guider, Step
+from langevin.guiders.base import Guider, Setup
 from langevin.guiders.classifier_free import ClassifierFreeGuidance
-from langevin.guiders.setup import Setup
+from langevin.guiders.step import Conditions, Step
 from langevin.latest import Latest
 
 _PICTURE = "image_latents"

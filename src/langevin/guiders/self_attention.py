@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from langevin.guiders.attention_maps import map_size, watching
-from langevin.guiders.base import Guider, Step
-from langevin.guiders.setup import Setup
+from langevin.guiders.base import Guider, Setup
+from langevin.guiders.step import Step
 from langevin.guiders.windows import Box, stitch
 from langevin.models.layers.attention import Attention
 

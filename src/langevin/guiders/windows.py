@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langevin.guiders.base import Conditions, Denoiser, Guider, Step
-from langevin.guiders.setup import Setup
+from langevin.guiders.base import Guider, Setup
+from langevin.guiders.step import Conditions, Denoiser, Step
 from langevin.latest import Latest
 
 Box = tuple[int, int, int, int]

@@ -11,18 +11,16 @@ from torch import Tensor
 from langevin.codecs.base import Codec
 from langevin.codecs.pixels import PIXELS
 from langevin.denoiser import NetworkDenoiser
-from langevin.guiders.base import Conditions, Guider, Input, Step, Told
+from langevin.guiders.base import Guider, Setup
 from langevin.guiders.classifier_free import ClassifierFreeGuidance
 from langevin.guiders.rescale import GuidanceRescale
-from langevin.guiders.setup import Setup
+from langevin.guiders.step import Conditions, Input, Step, Told
 from langevin.loop import denoise
-from langevin.pipelines.callbacks import Callbacks, View
+from langevin.pipelines.callbacks import Callbacks, guidance, guided
 from langevin.pipelines.given import Given
 from langevin.pipelines.results import call_settings, check_output_type, deliver, per_picture
 from langevin.prompts.lengths import by_length
 from langevin.randomness import noise_for
-
-PLAIN_VIEW = View()
 
 
 class Call:
@@ -53,7 +51,8 @@ class Call:
         self.pipeline = pipeline
         self.given = given
         self.interrupt = False
-        self.callbacks = Callbacks(given, pipeline._callback_tensor_inputs)
+        views = getattr(pipeline, "_callback_views", {})
+        self.callbacks = Callbacks(given, pipeline._callback_tensor_inputs, views)
         self.noise, self.seeds = noise_for(batch, given.generator, given.seed, law)
         self.stages: list[Setup] = []
 
@@ -147,7 +146,7 @@ class Call:
                 bar.set_description(setup.name)
 
             def on_step(step: Step, x: Tensor) -> Tensor | None:
-                x = self.callbacks.after_call(self, step, x)
+                x = self.callbacks.after_call(self, setup, step, x)
                 done = step.index - start + 1
                 last = step.index == len(run) - 1  # an adaptive run grows on the way
                 if last or (done > warm_up and done % order == 0):
@@ -215,37 +214,26 @@ class Call:
 
     def __setattr__(self, name: str, value: Any) -> None:
         dial = name.removeprefix("_")
-        guidance = self._guidance(dial)
-        for guider in guidance:
+        guiders = self._guidance(dial)
+        for guider in guiders:
             setattr(guider, guider.dials[dial], value)
-        if not guidance:
+        if not guiders:
             self.__dict__[dial if dial == "interrupt" else name] = value
 
-    def _guidance(self, dial: str = "guidance_scale") -> list[ClassifierFreeGuidance]:
-        """The guiders that have this dial."""
-        guiders = self.__dict__["setup"].guiders if "setup" in self.__dict__ else ()
-        return [g for g in guiders if isinstance(g, ClassifierFreeGuidance) and dial in g.dials]
+    def _guidance(self, dial: str) -> list[ClassifierFreeGuidance]:
+        return guidance(self.__dict__["setup"], dial) if "setup" in self.__dict__ else []
 
     @property
     def guidance_scale(self) -> float:
-        return next((g.scale for g in self._guidance()), 1.0)
+        return next((g.scale for g in self._guidance("guidance_scale")), getattr(self.given, "guidance_scale", 1.0))
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        return "negative" in self.setup.branches and any(g.on for g in self._guidance())
+        return guided(self.setup)
 
     @property
     def num_timesteps(self) -> int:
         return max(len(self.setup.run) - self.setup.start, 0)
-
-    def shown_branches(self) -> list[str]:
-        """Whose texts are "prompt_embeds" while guidance is on, one after the other."""
-        order = next((g.callback_branches for g in self._guidance()), ("negative", "positive"))
-        return [branch for branch in order if branch in self.setup.branches]
-
-    def view(self, name: str) -> View:
-        """How callbacks see the tensor of this name."""
-        return getattr(self.pipeline, "_callback_views", {}).get(name, PLAIN_VIEW)
 
 
 def check_channels(setup: Setup) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from langevin import __version__
-from langevin.guiders.setup import Setup
+from langevin.guiders.base import Setup
 from langevin.media.convert import denormalize, pt_to_numpy, to_pictures
 from langevin.media.recording import LOST, describe_guider, fingerprint, recorded
 

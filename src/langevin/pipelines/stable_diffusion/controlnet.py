@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from langevin.guiders.base import Setup
 from langevin.guiders.control import Control, control_pixels, one_per_row
 from langevin.models.multi_controlnet import MultiControlNetModel
-from langevin.pipelines.call import Call
-from langevin.pipelines.callbacks import View
+from langevin.pipelines.callbacks import View, guided
 from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import CALLBACKS, TextGiven, middle
@@ -50,35 +50,38 @@ class ControlNetGiven(TextGiven):
 class ControlPictures(View):
     """The control pictures as the reference shows them, for several networks a list of them: one per row, repeated for
     the negative branch where both branches are told.
+
+    Args:
+        several: how many networks there are, None if there is one alone.
     """
 
-    def show(self, call: Call, tensor: Any) -> Any:
-        pictures = []
-        for control in self._controls(call):
-            rows = self._rows(control, call)
-            both = call.do_classifier_free_guidance and not control.guesses
-            pictures.append(torch.cat([rows, rows]) if both else rows)
-        return pictures if hasattr(call.pipeline.controlnet, "nets") else pictures[0]
+    def __init__(self, several: int | None) -> None:
+        self.several = several
 
-    def take(self, call: Call, value: Any) -> Any:
-        several = hasattr(call.pipeline.controlnet, "nets")
-        for control, picture in zip(self._controls(call), value if several else [value], strict=True):
-            rows = picture[-call.setup.shape[0] :]
-            if control.scale != 0 and not torch.equal(rows, self._rows(control, call)):
+    def show(self, setup: Setup, tensor: Any) -> Any:
+        pictures = []
+        for control in self._controls(setup):
+            rows = self._rows(control, setup)
+            both = guided(setup) and not control.guesses
+            pictures.append(torch.cat([rows, rows]) if both else rows)
+        return pictures if self.several else pictures[0]
+
+    def take(self, setup: Setup, value: Any) -> Any:
+        for control, picture in zip(self._controls(setup), value if self.several else [value], strict=True):
+            rows = picture[-setup.shape[0] :]
+            if control.scale != 0 and not torch.equal(rows, self._rows(control, setup)):
                 control.show(rows)
         return value
 
-    @staticmethod
-    def _rows(control: Control, call: Call) -> Tensor:
-        """One picture per row of x."""
-        network = control.network
-        return one_per_row(control.shown, call.setup).to(network.device, network.dtype)
+    def _controls(self, setup: Setup) -> list[Control]:
+        """Those of the pipeline's own networks, which come first."""
+        return [guider for guider in setup.guiders if isinstance(guider, Control)][: self.several or 1]
 
     @staticmethod
-    def _controls(call: Call) -> list[Control]:
-        """Those of the pipeline's own networks, which come first."""
-        controls = [guider for guider in call.setup.guiders if isinstance(guider, Control)]
-        return controls[: len(getattr(call.pipeline.controlnet, "nets", [None]))]
+    def _rows(control: Control, setup: Setup) -> Tensor:
+        """One picture per row of x."""
+        network = control.network
+        return one_per_row(control.shown, setup).to(network.device, network.dtype)
 
 
 class StableDiffusionControlNetPipeline(StableDiffusionBase):
@@ -116,7 +119,9 @@ class StableDiffusionControlNetPipeline(StableDiffusionBase):
             controlnet = MultiControlNetModel(controlnet)
         self.register_modules(controlnet=controlnet)
 
-    _callback_views = {"image": ControlPictures()}
+    @property
+    def _callback_views(self) -> Mapping[str, View]:
+        return {"image": ControlPictures(len(getattr(self.controlnet, "nets", ())) or None)}
 
     @takes(ControlNetGiven)
     def __call__(self, given: ControlNetGiven) -> Any:

@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from langevin.guiders.base import Setup
 from langevin.guiders.inpaint import Inpaint
-from langevin.guiders.setup import Setup
 from langevin.media.images import Picture, VaeImageProcessor
-from langevin.pipelines.call import Call
-from langevin.pipelines.callbacks import View
+from langevin.pipelines.callbacks import View, guided
 from langevin.pipelines.given import Range, Share, takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import CALLBACKS, TextGiven, middle
@@ -82,11 +81,10 @@ class InpaintGiven(TextGiven):
 class PerBranch(View):
     """A tensor as the reference shows it: repeated for both branches while there is guidance."""
 
-    def show(self, call: Call, tensor: Tensor | None) -> Tensor | None:
-        return torch.cat([tensor, tensor]) if tensor is not None and call.do_classifier_free_guidance else tensor
+    def show(self, setup: Setup, tensor: Tensor | None) -> Tensor | None:
+        return torch.cat([tensor, tensor]) if tensor is not None and guided(setup) else tensor
 
-    def take(self, call: Call, value: Tensor) -> Tensor:
-        setup = call.setup
+    def take(self, setup: Setup, value: Tensor) -> Tensor:
         batch = setup.shape[0]
         return value[-batch:].to(setup.device, setup.dtype).expand(batch, -1, -1, -1)
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from langevin.guiders.base import Setup
 from langevin.guiders.instruct import ImageChannels, InstructGuidance
-from langevin.pipelines.call import Call
-from langevin.pipelines.callbacks import View
+from langevin.pipelines.callbacks import View, guided
 from langevin.pipelines.given import Count, takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import CALLBACKS, TextGiven, middle
@@ -43,12 +43,12 @@ class ThreeBranches(View):
     while there is guidance. Each may be given another.
     """
 
-    def show(self, call: Call, tensor: Tensor) -> Tensor:
-        return torch.cat([*self._parts(call).values()]) if call.do_classifier_free_guidance else tensor
+    def show(self, setup: Setup, tensor: Tensor) -> Tensor:
+        return torch.cat([*self._parts(setup).values()]) if guided(setup) else tensor
 
-    def take(self, call: Call, value: Tensor) -> Tensor:
-        before, branches = self._parts(call), call.setup.branches
-        after = dict(zip(before, value.split(call.setup.shape[0]), strict=False))
+    def take(self, setup: Setup, value: Tensor) -> Tensor:
+        before, branches = self._parts(setup), setup.branches
+        after = dict(zip(before, value.split(setup.shape[0]), strict=False))
         moved = {name for name, picture in after.items() if not torch.equal(picture, before[name])}
         for name in after.keys() - {"positive"}:
             if name in moved or (name == "negative" and "positive" in moved):  # else it would follow the positive one
@@ -57,13 +57,14 @@ class ThreeBranches(View):
         return after["positive"]
 
     @staticmethod
-    def _parts(call: Call) -> dict[str, Tensor]:
+    def _parts(setup: Setup) -> dict[str, Tensor]:
         """The picture that each branch is told."""
-        setup = call.setup
-        told = {name: setup.told.to(name, own) for name, own in setup.branches.items()}
-        parts = {name: told[name]["channels"]["image_latents"] for name in ("positive", "negative", "unconditional")
-                 if name in told}  # fmt: skip
-        return {**parts, "unconditional": parts.get("unconditional", torch.zeros_like(parts["positive"]))}
+        parts: dict[str, Tensor] = {}
+        for name in ("positive", "negative", "unconditional"):
+            if name in setup.branches:
+                parts[name] = setup.told.to(name, setup.branches[name])["channels"]["image_latents"]
+        parts.setdefault("unconditional", torch.zeros_like(parts["positive"]))
+        return parts
 
 
 class StableDiffusionInstructPix2PixPipeline(StableDiffusionBase):
