@@ -47,23 +47,17 @@ class NetworkDenoiser:
         # most steps ask for the same as the one before
         for names, stacked in self._batches([*branches, *branches.values()], lambda: batches(branches)):
             rows = x if len(names) == 1 else torch.cat([x] * len(names))
-            output = self._ask(rows, step, names, stacked, attention)
+            told = {name: value for name, value in stacked.items() if name != "channels"}
+            for more in self.inputs:
+                told = more(rows, step, names, told)
+            told.pop("maps", None)
+            if attention is not None:
+                told["attention"] = partial(attention, names=names)
+            if "channels" in stacked:
+                rows = torch.cat([rows, *stacked["channels"].values()], dim=1)
+            output = self.network(rows, step.timestep, **told, **self.fixed, return_dict=False)[0]
             predictions.update(zip(names, output.chunk(len(names)), strict=True))
         return predictions
-
-    def _ask(
-        self, rows: Tensor, step: Step, names: tuple[str, ...], stacked: dict[str, Any], attention: Callable | None
-    ) -> Tensor:
-        """One call of the network."""
-        told = {name: value for name, value in stacked.items() if name != "channels"}
-        for more in self.inputs:
-            told = more(rows, step, names, told)
-        told.pop("maps", None)
-        if attention is not None:
-            told["attention"] = partial(attention, names=names)
-        if "channels" in stacked:
-            rows = torch.cat([rows, *stacked["channels"].values()], dim=1)
-        return self.network(rows, step.timestep, **told, **self.fixed, return_dict=False)[0]
 
 
 def batches(branches: Mapping[str, Conditions]) -> list[tuple[tuple[str, ...], dict[str, Any]]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from langevin.guiders.base import Guider
-from langevin.guiders.step import Conditions, Denoiser, Step, Told
+from langevin.guiders.step import Conditions, Denoiser, Step, Told, without_variance
 
 if TYPE_CHECKING:
     from langevin.schedulers.run import Run
@@ -55,13 +55,14 @@ def denoise(
         for guider in guiders:
             step.attention = guider.attention(step) or step.attention
 
-        predictions = step.predict(x, names[::-1], step.attention)
-        prediction, variance = predictions["positive"], step.variance
+        said = denoiser(run.scale_model_input(x, i), step, step.conditions(names[::-1]), step.attention)
+        predictions, step.variance = without_variance(said, x)
+        prediction = predictions["positive"]
         for guider in guiders:
             prediction = guider.combine(prediction, predictions, x, step)
 
-        if variance is not None and run.learns_variance:
-            prediction = torch.cat([prediction, variance], dim=1)
+        if step.variance is not None and run.learns_variance:
+            prediction = torch.cat([prediction, step.variance], dim=1)
         x = run.step(prediction, i, x, step.noise).prev_sample
         for guider in guiders:
             x = guider.after(x, step)

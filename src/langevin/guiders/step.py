@@ -99,16 +99,21 @@ class Step:
     def predict(self, x: Tensor, names: Iterable[str], attention: Callable | None = None) -> dict[str, Tensor]:
         """Ask the network at this step about any x (unscaled), for the named branches."""
         shown = self.run.scale_model_input(x, self.index)
-        predictions = self.denoiser(shown, self, self.conditions(names), attention)
-        said = next(iter(predictions.values()))
-        if said.ndim != x.ndim or said.shape[1:2] != (2 * x.shape[1],) or said.shape[2:] != x.shape[2:]:
-            return predictions
-        halves = {name: both.chunk(2, dim=1) for name, both in predictions.items()}
-        if "positive" in halves:
-            self.variance = halves["positive"][1]
-        return {name: prediction for name, (prediction, _) in halves.items()}
+        return without_variance(self.denoiser(shown, self, self.conditions(names), attention), x)[0]
 
     @property
     def progress(self) -> float:
         """Share of the run that lies behind this step, 0 ≤ progress < 1."""
         return self.index / self.total
+
+
+def without_variance(said: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Predictions with x's channels, and what the network says of the positive branch's variance, where it has twice as
+    many (Nichol & Dhariwal 2021, 2102.09672, section 3.1); else None.
+    """
+    one = next(iter(said.values()))
+    if one.ndim != x.ndim or one.shape[1:2] != (2 * x.shape[1],) or one.shape[2:] != x.shape[2:]:
+        return said, None
+    halves = {name: both.chunk(2, dim=1) for name, both in said.items()}
+    variance = halves["positive"][1] if "positive" in halves else None
+    return {name: prediction for name, (prediction, _) in halves.items()}, variance

@@ -19,7 +19,7 @@ from langevin.loop import denoise
 from langevin.pipelines.callbacks import Callbacks, guidance, guided
 from langevin.pipelines.given import Given
 from langevin.pipelines.results import call_settings, check_output_type, deliver, per_picture
-from langevin.prompts.lengths import by_length
+from langevin.prompts.lengths import by_length, ragged
 from langevin.randomness import noise_for
 
 
@@ -157,7 +157,7 @@ class Call:
             return denoise(
                 setup.x,
                 run,
-                by_length(setup.denoiser),
+                by_length(setup.denoiser) if ragged(setup.branches) else setup.denoiser,
                 setup.branches,
                 setup.guiders,
                 noise=setup.noise,

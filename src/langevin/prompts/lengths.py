@@ -42,8 +42,8 @@ def settle(branches: Sequence[Sequence[Conditions]]) -> list[list[Conditions]]:
     if not own:
         return [list(entries) for entries in branches]
     longest = {name: torch.stack([lengths[name] for lengths in own]).amax(0) for name in own[0]}
-    ragged = any(len(set(lengths.tolist())) > 1 for lengths in longest.values())
-    settled: dict[str, Any] = {LENGTHS: longest} if ragged else {}
+    differ = any(len(set(lengths.tolist())) > 1 for lengths in longest.values())
+    settled: dict[str, Any] = {LENGTHS: longest} if differ else {}
     return [[{**without(told, LENGTHS), **settled} for told in entries] for entries in branches]
 
 
@@ -60,6 +60,11 @@ def replaced(told: Conditions, name: str, value: Tensor) -> dict[str, Any]:
         return {**told, name: value}
     lengths = without(told[LENGTHS], name)
     return {**without(told, LENGTHS), name: value, **({LENGTHS: lengths} if lengths else {})}
+
+
+def ragged(branches: Mapping[str, Conditions]) -> bool:
+    """Whether prompts differ in length."""
+    return any(LENGTHS in told for told in branches.values())
 
 
 def by_length(denoiser: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
@@ -80,7 +85,7 @@ class _ByLength:
     def __call__(
         self, x: Tensor, step: Any, branches: Mapping[str, Conditions], attention: Callable | None = None
     ) -> dict[str, Tensor]:
-        if not any(LENGTHS in told for told in branches.values()):
+        if not ragged(branches):
             return self.inner(x, step, branches, attention)
         # most steps ask for the same as the one before
         groups = self._groups([*branches, *branches.values()], lambda: groups_of(branches, len(x)))
