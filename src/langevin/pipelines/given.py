@@ -30,7 +30,19 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Annotated, Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import torch
 from torch import Generator
@@ -249,13 +261,8 @@ _CHECKED_ELSEWHERE = ("seed", "guiders", "control", "prompt", "negative_prompt")
 @functools.cache
 def hints(given: Any) -> dict[str, Any]:
     """The types of a dataclass's fields, with what is annotated to them."""
-    found: dict[str, Any] = {}
-    for cls in reversed(given.__mro__):
-        names = {"Any": Any, **vars(inspect.getmodule(cls) or types)}
-        for name, hint in vars(cls).get("__annotations__", {}).items():
-            if isinstance(hint, str) and not hint.startswith("ClassVar"):
-                found[name] = eval(hint, names)  # the source's own annotations
-    return {f.name: found[f.name] for f in dataclasses.fields(given)}
+    found = get_type_hints(given, include_extras=True)
+    return {field.name: found[field.name] for field in dataclasses.fields(given)}
 
 
 def bare(hint: Any) -> Any:
