@@ -6,7 +6,7 @@ those of the other what the reference has in their place.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -15,9 +15,6 @@ from langevin.schedulers.arithmetic import combine
 from langevin.schedulers.manners import Manners
 from langevin.schedulers.noise import Level
 from langevin.schedulers.weights import Recipe
-
-if TYPE_CHECKING:
-    from langevin.schedulers.logsnr.dpm_inverse import DPMSolverMultistepInverseScheduler
 
 
 class Published:
@@ -41,9 +38,9 @@ class Published:
         """
         return 0.0
 
-    def upwards(self, scheduler: DPMSolverMultistepInverseScheduler, steps: int) -> tuple[list[float], list[float]]:
-        """(timesteps, σ and the one to end at) of an inversion: n steps between the n + 1 levels that a run of n steps
-        down has."""
+    def upwards(self, scheduler: Any, steps: int) -> tuple[list[float], list[float]]:
+        """(timesteps, σ and the one to end at) of an inversion by ``scheduler``, a DPMSolverMultistepInverseScheduler:
+        n steps between the n + 1 levels that a run of n steps down has."""
         between = scheduler._sigma_spacing()[0] is not None  # both ends are among the levels
         told, spaced, _ = scheduler._visit_sigmas(steps + between, None, None, None)
         if not between:
@@ -94,7 +91,7 @@ class Reference(Published):
     def end(self, least: float, told: bool) -> float:
         return 0.0 if told else least
 
-    def upwards(self, scheduler: DPMSolverMultistepInverseScheduler, steps: int) -> tuple[list[float], list[float]]:
+    def upwards(self, scheduler: Any, steps: int) -> tuple[list[float], list[float]]:
         c, noise, name = scheduler.config, scheduler.noise_schedule, scheduler._sigma_spacing()[0]
         told, spaced, _ = scheduler._visit_sigmas(steps, None, None, None)
         if name is None:
