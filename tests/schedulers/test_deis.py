@@ -7,7 +7,12 @@ import math
 
 import pytest
 import torch
-from scheduler_checks import (
+
+import langevin
+from langevin import DEISMultistepScheduler
+from langevin.schedulers.logsnr.deis import adams_moments, adams_weights
+from tests.schedulers.meaning_checks import ode_error, sample
+from tests.schedulers.scheduler_checks import (
     FLOW_FORMS,
     STEPS,
     agrees_with_reference,
@@ -18,11 +23,6 @@ from scheduler_checks import (
     planned,
     reference,
 )
-from test_scheduler_meaning import ode_error, sample
-
-import langevin
-from langevin import DEISMultistepScheduler
-from langevin.schedulers.logsnr.deis import adams_moments, adams_weights
 
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 CONFIGS = [

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import langevin
-from langevin import DDIMScheduler, LMSDiscreteScheduler
+from langevin import DDIMScheduler, LMSDiscreteScheduler, PNDMScheduler
 from langevin.schedulers import catalogue
+from tests.schedulers.meaning_checks import sample
 from tests.schedulers.scheduler_checks import distance, familiar, planned
 
 SOURCE = Path(langevin.__file__).parent / "schedulers"
@@ -70,3 +71,12 @@ def test_a_step_is_the_sum_that_its_weights_say():
     weights = run.weights[2]
     want = weights.of_x * x + weights.of_output * output + weights.of_noise * z
     torch.testing.assert_close(run.step(output, 2, x, lambda like: z).prev_sample, want)
+
+
+def test_a_run_of_pndm_as_published_that_begins_after_its_runge_kutta_steps_is_multistep_from_there_on():
+    point = torch.linspace(-0.9, 0.9, 8, dtype=torch.float64).reshape(1, 2, 2, 2)
+    for start in (12, 13, 20):
+        run = PNDMScheduler(set_alpha_to_one=True).plan(30, as_published=True)
+        x = run.add_noise(point, torch.randn_like(point), start)
+        end = sample(run, x, lambda *_: point, start=start)
+        torch.testing.assert_close(end, point, rtol=0, atol=1e-8)

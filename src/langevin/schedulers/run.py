@@ -166,12 +166,16 @@ class Run:
         """(p, q) with x0 = p·x + q·output at this level."""
         return predictions.to_x0(self.prediction_type, level)
 
+    def _x0_at(self, i: int) -> tuple[float, float]:
+        """:meth:`to_x0` at call ``i``'s level."""
+        return self.to_x0(self.levels[i])
+
     def _later(self, prediction: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor | Callable[[], torch.Tensor]:
         """x0 as call ``i`` predicts it, computed when it is asked for."""
         return lambda: cast(self._original(prediction, i, x), x.dtype)
 
     def _original(self, prediction: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
         """x0 as call ``i`` predicts it, bounded if the config says so."""
-        p, q = self.to_x0(self.levels[i])
+        p, q = self._x0_at(i)
         x0 = combine((p, x), (q, prediction))
         return x0 if self.limit is None else self.limit(x0)

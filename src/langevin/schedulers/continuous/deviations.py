@@ -26,7 +26,7 @@ def none_of_the_image(p: float, q: float) -> tuple[float, float]:
     return 0.0, 0.0
 
 
-IPNDM_FIRST = Manners(none_of_the_image, all_of_the_image)
+IPNDM_FIRST = Manners(reference=none_of_the_image, published=all_of_the_image)
 
 # -- KarrasVe: σ, and draws ------------------------------------------------------------------------------------------
 
@@ -59,7 +59,7 @@ class KarrasVeAsReference(KarrasVeAsPublished):
         return most
 
 
-KARRAS_VE = Manners[KarrasVeAsPublished](KarrasVeAsReference(), KarrasVeAsPublished())
+KARRAS_VE = Manners[KarrasVeAsPublished](reference=KarrasVeAsReference(), published=KarrasVeAsPublished())
 
 # -- Score SDE, variance exploding: what is told and what is counted with, and the batch's norms ---------------------
 
@@ -93,7 +93,7 @@ class ScoreSdeVeAsReference(ScoreSdeVeAsPublished):
         return sigmas_at(times, least, most).tolist(), [(table[k], table[k - 1] if k else 0.0) for k in places]
 
 
-SCORE_SDE_VE = Manners[ScoreSdeVeAsPublished](ScoreSdeVeAsReference(), ScoreSdeVeAsPublished())
+SCORE_SDE_VE = Manners[ScoreSdeVeAsPublished](reference=ScoreSdeVeAsReference(), published=ScoreSdeVeAsPublished())
 
 
 def moves_between(visited: Sequence[float]) -> tuple[list[float], list[Move]]:

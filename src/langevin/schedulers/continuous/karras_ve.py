@@ -127,7 +127,7 @@ class KarrasVeScheduler(SchedulerMixin):
         self, sigma_min: float = 0.02, sigma_max: float = 100, s_noise: float = 1.007, s_churn: float = 80,
         s_min: float = 0.05, s_max: float = 50,
     ):  # fmt: skip
-        self._churn = Churn(s_churn, s_min, s_max, s_noise)  # appendix E's names for the ends are S_min and S_max
+        self._churn = Churn(s_churn, s_min, s_max, s_noise)
 
     @property
     def init_noise_sigma(self) -> float:

@@ -6,7 +6,7 @@ from langevin.schedulers.manners import Manners
 
 
 def all_timesteps(steps: int, total: int) -> int:
-    """Published (arXiv:2111.14822, section 4.2, fast inference): n steps are spread over all timesteps of training, and
+    """Published (arXiv:2111.14822, fast inference strategy): n steps are spread over all timesteps of training, and
     each skips some."""
     return total
 
@@ -16,5 +16,5 @@ def quietest_timesteps(steps: int, total: int) -> int:
     return steps
 
 
-VISITED = Manners(quietest_timesteps, all_timesteps)
+VISITED = Manners(reference=quietest_timesteps, published=all_timesteps)
 """Over how many of the timesteps, from the quietest on, a run's steps are spread."""

@@ -32,16 +32,16 @@ class Published:
 
 
 class Reference(Published):
-    """The reference: a single step of the exponential schedule begins at σ_min. The ``sigmas`` given to
-    ``set_timesteps`` are places on the schedule, from 0 (σ_max) to 1 (σ_min), and of places on the exponential schedule
-    only the number counts."""
+    """The reference's."""
 
     def begun(self, laid: list[float], most: float) -> list[float]:
+        """A single step of the exponential schedule begins at σ_min."""
         return laid
 
     def given(
         self, sigmas: list[float], schedule: str, sigma_at: Callable[[float], float], even: Callable[[int], list[float]]
     ) -> list[float]:
+        """``sigmas`` are places on the schedule, and of places on the exponential schedule only the number counts."""
         if not all(0.0 <= place <= 1.0 for place in sigmas):
             raise ValueError(
                 f"sigmas={sigmas} are places from 0 (sigma_max) to 1 (sigma_min) here; to give σ itself, say "
@@ -50,4 +50,4 @@ class Reference(Published):
         return even(len(sigmas)) if schedule == "exponential" else [sigma_at(place) for place in sigmas]
 
 
-EDM = Manners[Published](Reference(), Published())
+EDM = Manners[Published](reference=Reference(), published=Published())

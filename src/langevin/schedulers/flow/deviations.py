@@ -26,11 +26,12 @@ class Raise(NamedTuple):
 class Published:
     """The papers': arXiv:2210.02747, arXiv:2403.03206, and arXiv:2206.00364 for churn."""
 
-    #: levels given as timesteps or sigmas are shifted (and stretched, and spaced) like others
+    #: levels given as timesteps or sigmas are shifted (and stretched, and spaced) like others; published: taken as they
+    #: are
     shifts_given = False
-    #: what the network's output is multiplied by in steps of single tokens, so that it is dx/dσ
+    #: dx/dσ is this times the network's output, in steps of single tokens that add no noise
     sign_of_tokens = 1.0
-    #: the second call of a churned Heun step draws noise, for nothing
+    #: the second call of a churned Heun step draws noise too, for nothing
     draws_twice = False
 
     def least(self, unshifted: float, shifted: float) -> float:
@@ -59,28 +60,29 @@ class Published:
 
 
 class Reference(Published):
-    """The reference: the least σ of training is taken for one that is not shifted yet, and so is shifted twice; given
-    levels are shifted too; a stochastic step forgets that σ is inverted; steps of single tokens take the network's
-    negative (unless they are stochastic); churn leaves x louder than any level, and reads x0 off x̂, which the network
-    did not see."""
+    """The reference: given levels are shifted too, and steps of single tokens take the network's negative."""
 
     shifts_given = True
     sign_of_tokens = -1.0
     draws_twice = True
 
     def least(self, unshifted: float, shifted: float) -> float:
+        """The least σ of training, which is shifted already, and so is shifted twice."""
         return shifted
 
     def down_and_up(
         self, reading: tuple[float, float], sigma: float, target: Level, following: float
     ) -> tuple[tuple[float, float], Level]:
+        """As if σ were not inverted, where it is."""
         return (1.0, -sigma), Level(1.0 - following, following)
 
     def churned(self, sigma: float, churn: Churn, steps: int) -> Raise:
+        """The image stays as it is, which leaves x louder than any level; and x0 is what the output says of x̂, which
+        the network did not see."""
         raised = churn.raised(sigma, steps)
         if raised <= sigma:
             return Raise(raised)
         return Raise(raised, 1.0, churn.added(sigma, raised), 0.0, True)
 
 
-FLOW = Manners[Published](Reference(), Published())
+FLOW = Manners[Published](reference=Reference(), published=Published())

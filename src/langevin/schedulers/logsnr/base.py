@@ -53,6 +53,7 @@ class LogSNRRun(Run):
         self.channels = channels
         self.history: list[torch.Tensor] = []
         super().__init__(*args, **options)
+        self.x0_weights = [self.to_x0(level) for level in self.levels]
 
     @property
     def sigmas(self) -> list[float]:
@@ -67,6 +68,9 @@ class LogSNRRun(Run):
     def to_epsilon(self, level: Level) -> tuple[float, float]:
         """(r, w) with ε = r·x + w·output at this level."""
         return self.manner.to_epsilon(self.prediction_type, level)
+
+    def _x0_at(self, i: int) -> tuple[float, float]:
+        return self.x0_weights[i]  # every step asks
 
     def convert(self, prediction: torch.Tensor, i: int, x: torch.Tensor) -> torch.Tensor:
         """x0, bounded if the config says so, or the ε that belongs to it."""

@@ -6,7 +6,7 @@ those of the other what the reference has in their place.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -15,9 +15,6 @@ from langevin.schedulers.arithmetic import combine
 from langevin.schedulers.manners import Manners
 from langevin.schedulers.noise import Level
 from langevin.schedulers.weights import Recipe
-
-if TYPE_CHECKING:
-    from langevin.schedulers.logsnr.dpm_inverse import DPMSolverMultistepInverseScheduler
 
 
 class Published:
@@ -41,9 +38,9 @@ class Published:
         """
         return 0.0
 
-    def upwards(self, scheduler: DPMSolverMultistepInverseScheduler, steps: int) -> tuple[list[float], list[float]]:
-        """(timesteps, σ and the one to end at) of an inversion: n steps between the n + 1 levels that a run of n steps
-        down has."""
+    def upwards(self, scheduler: Any, steps: int) -> tuple[list[float], list[float]]:
+        """(timesteps, σ and the one to end at) of an inversion by ``scheduler``, a DPMSolverMultistepInverseScheduler:
+        n steps between the n + 1 levels that a run of n steps down has."""
         between = scheduler._sigma_spacing()[0] is not None  # both ends are among the levels
         told, spaced, _ = scheduler._visit_sigmas(steps + between, None, None, None)
         if not between:
@@ -51,8 +48,8 @@ class Published:
         return told[:0:-1], spaced[::-1]
 
     def slip(self, alpha: float) -> float:
-        """What the weight of the second difference is off by in a third-order step of "sde-dpmsolver++" to α: the
-        expansion's is -α·(φ_2(-2h) - 1/2) (arXiv:2211.01095, appendix B)."""
+        """What the weight of the second difference is off by in a third-order step of "sde-dpmsolver++" to α, for a
+        bend of 1; the expansion's is -α·(φ_2(-2h) - 1/2)."""
         return 0.0
 
     def noise_so_far(self, added: torch.Tensor | None, z: torch.Tensor, own: Recipe, last: Recipe) -> torch.Tensor:
@@ -71,30 +68,30 @@ class Published:
 
 
 class Reference(Published):
-    """The reference reads v-predictions on straight lines as if α² + σ² were 1. A run of DEIS or SA-Solver ends at the
-    least noisy level, so that with a sigma spacing, which has that level already, the last step stays where it is. The
-    third-order stochastic step has another sign in it: φ_2 + 1/2, with which x grows beyond bounds in groups. Each call
-    of a group of stochastic single steps draws the whole noise anew, so that pictures lose contrast.
-
-    An inversion visits other levels than a run down: "trailing" spacing takes the image for what the last step down
-    begins with, and its last step stays where it is, as with every sigma spacing; "leading" spacing ends at the last
-    timestep, where no run down begins; with ``use_flow_sigmas`` it goes *down*; and with Karras spacing, where small σ
-    have the same rounded timestep, it stops short by as many steps."""
+    """The reference's."""
 
     def to_x0(self, prediction_type: str, level: Level) -> tuple[float, float]:
+        """v-predictions are read as if α² + σ² were 1, on straight lines too."""
         if prediction_type == "v_prediction":
             return level.alpha, -level.sigma
         return super().to_x0(prediction_type, level)
 
     def to_epsilon(self, prediction_type: str, level: Level) -> tuple[float, float]:
+        """The same."""
         if prediction_type == "v_prediction":
             return level.sigma, level.alpha
         return super().to_epsilon(prediction_type, level)
 
     def end(self, least: float, told: bool) -> float:
+        """At the least noisy level, unless timesteps were given; so that with a sigma spacing, which has that level
+        already, the last step stays where it is."""
         return 0.0 if told else least
 
-    def upwards(self, scheduler: DPMSolverMultistepInverseScheduler, steps: int) -> tuple[list[float], list[float]]:
+    def upwards(self, scheduler: Any, steps: int) -> tuple[list[float], list[float]]:
+        """ "trailing" spacing takes the image for what the last step down begins with, and its last step stays where it
+        is, as with every sigma spacing; "leading" spacing ends at the last timestep, where no run down begins; with
+        ``use_flow_sigmas`` it goes *down*; and with Karras spacing, where small σ have the same rounded timestep, it
+        stops short by as many steps."""
         c, noise, name = scheduler.config, scheduler.noise_schedule, scheduler._sigma_spacing()[0]
         told, spaced, _ = scheduler._visit_sigmas(steps, None, None, None)
         if name is None:
@@ -114,10 +111,12 @@ class Reference(Published):
         return told, sigmas[: len(told) + 1]
 
     def slip(self, alpha: float) -> float:
+        """The 1/2 has another sign; in groups of single steps, x so grows beyond bounds."""
         return -alpha
 
     def noise_so_far(self, added: torch.Tensor | None, z: torch.Tensor, own: Recipe, last: Recipe) -> torch.Tensor:
+        """Each call draws the whole of it anew, so that pictures lose contrast."""
         return combine((own.noise, z))
 
 
-LOGSNR = Manners[Published](Reference(), Published())
+LOGSNR = Manners[Published](reference=Reference(), published=Published())

@@ -25,7 +25,7 @@ def slopes_there_would_be(known: int, most: int) -> int:
     return most
 
 
-LMS_SLOPES = Manners(slopes_there_would_be, slopes_there_are)
+LMS_SLOPES = Manners(reference=slopes_there_would_be, published=slopes_there_are)
 
 # -- KDPM2, ancestral: the level below the next, from which noise leads up to it -------------------------------------
 
@@ -42,7 +42,7 @@ def rounded_ancestral_step(sigma: float, target: float) -> tuple[float, float]:
     return (square - root.square()).clamp(min=0.0).sqrt().item() or down, up
 
 
-ANCESTRAL_STEP = Manners(rounded_ancestral_step, ancestral_step)
+ANCESTRAL_STEP = Manners(reference=rounded_ancestral_step, published=ancestral_step)
 
 # -- v-predictions to train on: of which timestep --------------------------------------------------------------------
 
@@ -60,4 +60,4 @@ def of_the_index(run: Run, timesteps: torch.Tensor) -> list[float]:
     return [run.index_of(t) for t in timesteps.tolist()]
 
 
-VELOCITY = Manners(of_the_index, of_the_timestep)
+VELOCITY = Manners(reference=of_the_index, published=of_the_timestep)

@@ -36,7 +36,7 @@ def by_the_stride(
     return [scheduler.noise_schedule.level(t - stride) if t >= stride else end for t in visited]
 
 
-STEPS = Manners(by_the_stride, to_the_next)
+STEPS = Manners(reference=by_the_stride, published=to_the_next)
 
 
 def each_as_the_run_goes(scheduler: SchedulerMixin, told: list[int]) -> tuple[list[Level], list[Level]]:
@@ -54,7 +54,7 @@ def each_by_the_stride(scheduler: SchedulerMixin, told: list[int]) -> tuple[list
     return levels, by_the_stride(scheduler, told, steps, [], Level(1.0, 0.0))
 
 
-PARALLEL_STEPS = Manners(each_by_the_stride, each_as_the_run_goes)
+PARALLEL_STEPS = Manners(reference=each_by_the_stride, published=each_as_the_run_goes)
 
 # -- PNDM: which calls a run makes, and what it mixes ----------------------------------------------------------------
 
@@ -82,34 +82,36 @@ class PNDMAsPublished:
 
 
 class PNDMAsReference(PNDMAsPublished):
-    """The reference: a step goes T//n timesteps down, whatever the spacing. Outputs are mixed as they come, and the
-    mixture is turned into ε where the step begins, which for v-predictions of different timesteps is not the same.
-    The second call of a run is taken for the repetition of the first, also where the run begins late (image to image)
-    and it is not."""
+    """The reference mixes outputs as they come, and turns the mixture into ε where the step begins; for v-predictions
+    of different timesteps that is not the same."""
 
     begins_anywhere = True
 
     def calls(
         self, scheduler: SchedulerMixin, visited: list[float], levels: list[Level], targets: list[Level], warm_up: bool
     ) -> Calls:
+        """Steps go T//n timesteps down, whatever the spacing. The second call of a run is taken for the repetition of
+        the first, also where the run begins late (image to image) and it is not."""
         stride = len(scheduler) // len(visited)
         return calls_by_the_stride(scheduler.noise_schedule, visited, stride, targets[-1], warm_up)
 
     def reading(self, prediction_type: str, level: Level) -> tuple[float, float]:
+        """The output itself."""
         return 0.0, 1.0
 
     def moved(self, prediction_type: str, level: Level, transfer: tuple[float, float]) -> tuple[float, float]:
+        """ε of the mean of outputs, at the level where the step begins."""
         (a, b), (r, w) = transfer, predictions.to_epsilon(prediction_type, level)
         return a + b * r, b * w
 
 
-PNDM = Manners[PNDMAsPublished](PNDMAsReference(), PNDMAsPublished())
+PNDM = Manners[PNDMAsPublished](reference=PNDMAsReference(), published=PNDMAsPublished())
 
 # -- LCM and TCD: where a run ends -----------------------------------------------------------------------------------
 
 
 def lcm_ends_clean(targets: list[Level], last: Level, cut: bool) -> list[Level]:
-    """Published (arXiv:2310.04378, algorithm 3): no noise is added by the last step."""
+    """Published (arXiv:2310.04378, multistep sampling): no noise is added by the last step."""
     return targets
 
 
@@ -119,11 +121,11 @@ def lcm_ends_noisy_if_cut(targets: list[Level], last: Level, cut: bool) -> list[
     return [*targets[:-1], last] if cut else targets
 
 
-LCM_END = Manners(lcm_ends_noisy_if_cut, lcm_ends_clean)
+LCM_END = Manners(reference=lcm_ends_noisy_if_cut, published=lcm_ends_clean)
 
 
 def tcd_ends_as_told(noise: NoiseSchedule, told: Level) -> Level:
-    """Published (arXiv:2402.19159, algorithm 4): where the config's ``set_alpha_to_one`` says, ``told``."""
+    """Published (arXiv:2402.19159): where the config's ``set_alpha_to_one`` says, ``told``."""
     return told
 
 
@@ -132,7 +134,7 @@ def tcd_ends_at_timestep_0(noise: NoiseSchedule, told: Level) -> Level:
     return noise.level(0)
 
 
-TCD_END = Manners(tcd_ends_at_timestep_0, tcd_ends_as_told)
+TCD_END = Manners(reference=tcd_ends_at_timestep_0, published=tcd_ends_as_told)
 
 # -- RePaint: the way back up ----------------------------------------------------------------------------------------
 
@@ -169,4 +171,4 @@ def timestep_by_timestep(noise: NoiseSchedule, first: int, count: int) -> list[t
     return list(zip(noise.alphas[reached].sqrt().tolist(), noise.betas[reached].sqrt().tolist(), strict=True))
 
 
-REPAINT = Manners[RePaintAsPublished](RePaintAsReference(), RePaintAsPublished())
+REPAINT = Manners[RePaintAsPublished](reference=RePaintAsReference(), published=RePaintAsPublished())

@@ -65,11 +65,13 @@ class PNDMRun(Run):
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         r, w = self.readings[i]
         epsilon = combine((r, x), (w, prediction))
-        if self.made == 0 and 0 < i < self.warm_up and not self.manner.begins_anywhere:
-            raise ValueError(
-                f"a run with Runge-Kutta steps begins at call 0 or after call {self.warm_up - 1}, not at {i}; "
-                "plan it without as_published, or with skip_prk_steps=True"
-            )
+        if self.made == 0 and i > 0 and not self.manner.begins_anywhere:
+            if i < self.warm_up:
+                raise ValueError(
+                    f"a run with Runge-Kutta steps begins at call 0 or after call {self.warm_up - 1}, not at {i}; "
+                    "plan it without as_published, or with skip_prk_steps=True"
+                )
+            self.warm_up = 0  # which is over
         advance = self._runge_kutta if self.made < self.warm_up else self._multistep
         previous = advance(epsilon, i, x)
         self.made += 1
