@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import pickle
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from langevin.prompts.readers.t5 import T5Reader
 from langevin.prompts.readers.vision import VisionReader
 from langevin.prompts.readers.xlm_r import XLMRReader
 from langevin.prompts.textual_inversion import TextualInversionLoaderMixin
-from tests.conftest import tiny_tokenizer
+from tests.conftest import in_threads, tiny_tokenizer
 from tests.prompts import readers_parts as tiny
 
 close = functools.partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)
@@ -403,21 +404,52 @@ def test_conditions_come_in_the_dtype_asked_for_and_masks_stay_masks(clip_tokeni
 # -- networks that share all but a part
 
 
-def test_a_twin_runs_its_own_part_under_offloading_too(clip_tokenizer):
+@every_kind
+@pytest.mark.parametrize("offload", ["whole", "piece by piece"])
+def test_layers_are_left_out_of_an_offloaded_encoder_too(readers, read, kind, offload):
     accelerate = pytest.importorskip("accelerate")
-    encoder = tiny.clip_encoder(clip_tokenizer, projection=10)
-    ids = torch.tensor([clip_tokenizer("a cat", padding="max_length").input_ids])
-    plain = CLIPReader(clip_tokenizer, encoder)
-    with torch.no_grad():
-        expected = main(plain.read("a cat", clip_skip=1))
-        whole = encoder(ids).last_hidden_state
+    encoder = copy.deepcopy(readers[kind].text_encoder)
+    other = copy.copy(readers[kind])
+    other.text_encoder = encoder
+    if offload == "whole":
         accelerate.cpu_offload_with_hook(encoder, "cpu")
-        close(main(plain.read("a cat", clip_skip=1)), expected)
-        close(encoder(ids).last_hidden_state, whole)
-        compiled = SimpleNamespace(_orig_mod=encoder)
-        shorter = twin(compiled, {})
-    assert shorter is not encoder
-    assert next(shorter.parameters()) is next(encoder.parameters())
+    else:
+        accelerate.cpu_offload(encoder, "cpu")
+    for options in ({}, {"clip_skip": 1}, {"clip_skip": 1}, {}):
+        with torch.no_grad():
+            got = other.read(["a cat", LONG], **options)
+        for name, value in read(kind, ["a cat", LONG], **options).branches["positive"].items():
+            if name != LENGTHS:
+                close(got.branches["positive"][name], value)
+
+
+def test_a_twin_shares_its_weights_and_leaves_a_compiled_network_behind(clip_tokenizer):
+    encoder = tiny.clip_encoder(clip_tokenizer)
+    shorter = twin(SimpleNamespace(_orig_mod=encoder), {"encoder.layers": encoder.encoder.layers[:1]})
+    assert len(encoder.encoder.layers) == 3
+    assert len(shorter.encoder.layers) == 1
+    assert set(map(id, shorter.parameters())) < set(map(id, encoder.parameters()))
+
+
+def test_readers_serve_many_threads(readers, read):
+    jobs = [("a cat", None), ("a [dog:cat:2]", 1), (LONG, 2), ("(a)1.5 b-", 1)] * 4
+
+    def job(k):
+        prompt, skip = jobs[k]
+        return [main(read(kind, prompt, steps=4, clip_skip=skip)) for kind in ("unnormed", "xlm_r_pre")]
+
+    alone = list(map(job, range(4)))
+    for k, made in enumerate(in_threads(job, len(jobs))):
+        for a, b in zip(made, alone[k % 4], strict=True):
+            close(a, b)
+
+
+def test_texts_without_an_encoder_are_refused_and_embeddings_are_taken():
+    reader, embeds = T5Reader(None, None), torch.zeros(1, 77, 16)
+    assert reader.read(None, prompt_embeds=embeds, negative_prompt_embeds=embeds, pictures=2).batch == 2
+    for options in (dict(prompt="a"), dict(prompt=None, prompt_embeds=embeds)):
+        with pytest.raises(ValueError, match="there is no tokenizer to read texts with; give prompt_embeds"):
+            reader.read(**options)
 
 
 # -- pictures

@@ -217,6 +217,9 @@ class TextReader:
 
     def encoder(self, most: int | None = None) -> PromptEncoder:
         """The encoder for one call, with a window of at most so many tokens."""
+        if self.tokenizer is None or self.text_encoder is None:
+            missing = "tokenizer" if self.tokenizer is None else "text_encoder"
+            raise ValueError(f"there is no {missing} to read texts with; give prompt_embeds and negative_prompt_embeds")
         window = self.window or self.tokenizer.model_max_length
         return PromptEncoder(
             self.tokenizer,
