@@ -70,7 +70,7 @@ def again(
     from langevin.media.schema import WrongSettings, check_settings
 
     settings = settings_of(picture)
-    check_out(out)
+    check_out(out, picture.parent)
     ours = "pipeline" in settings and "langevin" in settings
     if type(settings.get("seed")) is not int or settings["seed"] < 0:
         raise Failure(f"{picture} does not say its seed, so its noise cannot be drawn again")
