@@ -176,6 +176,12 @@ class Guider:
     that :meth:`begin` returns, made for that call alone.
     """
 
+    def within(self, box: tuple[int, int, int, int], size: tuple[int, int]) -> Guider:
+        """This guider where only a part of the picture is made, the ``box`` (left, top, right, bottom) of a picture of
+        ``size`` (width, height): what it knows of places is cut alike.
+        """
+        return self
+
     def begin(self) -> Guider:
         """The guider that serves one call: a copy, so that calls in other threads do not see its scratch."""
         return copy.copy(self)

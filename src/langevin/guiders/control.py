@@ -4,16 +4,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from langevin.guiders.base import Guider, Setup
 from langevin.guiders.step import Step
-from langevin.media.images import VaeImageProcessor
+from langevin.media.images import VaeImageProcessor, framed
 
 _DOWN, _MID = "down_block_additional_residuals", "mid_block_additional_residual"
 
@@ -51,6 +52,8 @@ class Control(Guider):
     stop: float = 1.0
     guess: bool | None = None
 
+    _frame: ClassVar[tuple[Any, Any] | None] = None
+
     def __post_init__(self) -> None:
         if hasattr(self.network, "nets"):
             raise ValueError("Control got a MultiControlNetModel; give one Control for each of its nets")
@@ -64,6 +67,11 @@ class Control(Guider):
         """Whether only the positive branch is told."""
         return self.network.config.global_pool_conditions if self.guess is None else self.guess
 
+    def within(self, box: tuple[int, int, int, int], size: tuple[int, int]) -> Control:
+        part = copy.copy(self)
+        part.__dict__["_frame"] = box, size
+        return part
+
     def prepare(self, setup: Setup) -> None:
         if self.scale == 0:
             self.shown = self.pixels(setup)
@@ -76,7 +84,10 @@ class Control(Guider):
     def pixels(self, setup: Setup) -> Tensor:
         """The picture in the size of what is made, ``(n, channels, height, width)`` in [0, 1]."""
         setup.picture_places("Control")
-        return control_pixels(self.image, *setup.size[-2:])
+        height, width = setup.size[-2:]
+        if self._frame is not None:
+            return framed(self.image, *self._frame, height, width)
+        return control_pixels(self.image, height, width)
 
     def show(self, pixels: Tensor) -> None:
         """Let the control network look at this from now on, ``(n, channels, height, width)`` in [0, 1]."""

@@ -72,6 +72,12 @@ class DiffusionPipeline(Loading):
         """Undo :meth:`enable_freeu`."""
         self._of_part("unet", "disable_freeu")()
 
+    def spread_arguments(self, given: Any) -> dict[str, bool]:
+        """Names of a call's arguments that may be lists of pictures, one for each picture that is made; and whether
+        they go with the prompts (a, a, b, b) or are repeated as a whole (a, b, a, b).
+        """
+        return {}
+
     def _of_part(self, part: str, method: str) -> Any:
         found = getattr(getattr(self, part, None), method, None)
         if found is None:

@@ -18,7 +18,7 @@ from langevin.guiders.step import Conditions, Input, Step, Told
 from langevin.loop import denoise
 from langevin.pipelines.callbacks import Callbacks, guidance, guided
 from langevin.pipelines.given import Given
-from langevin.pipelines.results import call_settings, check_output_type, deliver, per_picture
+from langevin.pipelines.results import call_settings, check_output_type, deliver
 from langevin.prompts.lengths import by_length, ragged
 from langevin.randomness import noise_for
 
@@ -185,21 +185,26 @@ class Call:
         return pixels if form == "latent" else deliver(pixels, form, self.settings(pixels, record))
 
     def settings(self, pixels: Tensor, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What is written into each picture."""
+        """What is written into each picture: its own seed, its own prompt, the pictures that it was made from."""
         if self.given.output_type != "pil":
             return []
+        count = len(self.seeds)
         height, width = pixels.shape[-2:]
-        settings = call_settings(
-            self.pipeline, self.given.record(), self.stages, **{"height": height, "width": width, **record}
-        )
-        texts = [self._texts(name) for name in ("prompt", "negative_prompt")]
-        return per_picture(settings, self.seeds, *texts)
-
-    def _texts(self, name: str) -> list[str | None]:
-        """The text of each picture, where the call has such."""
-        texts = getattr(self.given, name, None)
-        each = list(texts) if isinstance(texts, (list, tuple)) else [texts]
-        return [each[k * len(each) // len(self.seeds)] for k in range(len(self.seeds))]
+        arguments = self.given.record()
+        texts = {name: arguments.pop(name) for name in ("prompt", "negative_prompt") if name in arguments}
+        spread = self.pipeline.spread_arguments(self.given)
+        lists = any(isinstance(arguments[name], (list, tuple)) for name in spread)
+        alike = count == 1 or not (lists or arguments.get("control") or arguments.get("guiders"))
+        record = {"height": height, "width": width, **record}
+        common: dict[str, Any] = {}
+        each = []
+        for k, seed in enumerate(self.seeds):
+            if k == 0 or not alike:
+                row = k, count
+                common = call_settings(self.pipeline, arguments, self.stages, row=row, spread=spread, **record)
+            own: dict[str, Any] = {name: _of_row(text, k, count) for name, text in texts.items()}
+            each.append({n: value for n, value in {**common, "seed": seed, **own}.items() if value is not None})
+        return each
 
     # -- what callbacks see
 
@@ -234,6 +239,11 @@ class Call:
     @property
     def num_timesteps(self) -> int:
         return max(len(self.setup.run) - self.setup.start, 0)
+
+
+def _of_row(texts: Any, k: int, count: int) -> Any:
+    """The text of picture k of ``count``, where each prompt's are adjacent."""
+    return texts[k * len(texts) // count] if isinstance(texts, (list, tuple)) else texts
 
 
 def check_channels(setup: Setup) -> None:

@@ -16,6 +16,7 @@ from langevin.checkpoints import agreement, folders, model_index, saving, transf
 from langevin.checkpoints.boundary import reading
 from langevin.checkpoints.errors import CheckpointError
 from langevin.checkpoints.model_index import INDEX
+from langevin.media.recording import stamp_parts
 from langevin.models.base import ModelMixin
 from langevin.pipelines.placement import Placement
 
@@ -103,7 +104,9 @@ class Loading(Placement):
         pipe.register_to_config(_name_or_path=given)
         if isinstance(index.get(model_index.CALL_DEFAULTS), dict):
             pipe.register_to_config(**{model_index.CALL_DEFAULTS: index[model_index.CALL_DEFAULTS]})
-        return pipe if device is None else pipe.to(device)
+        pipe = pipe if device is None else pipe.to(device)
+        stamp_parts(pipe, list(listed))
+        return pipe
 
     @classmethod
     def download(cls, pretrained_model_name: str | os.PathLike, **kwargs: Any) -> str:

@@ -10,9 +10,7 @@ from torch import Tensor
 from langevin import __version__
 from langevin.guiders.base import Setup
 from langevin.media.convert import denormalize, pt_to_numpy, to_pictures
-from langevin.media.recording import LOST, describe_guider, fingerprint, recorded
-
-__all__ = ["call_settings", "check_output_type", "deliver", "describe_guider", "fingerprint", "per_picture", "recorded"]
+from langevin.media.recording import LOST, describe_guider, parts_state, recorded, recorded_row
 
 
 def deliver(pixels: Tensor, output_type: str, settings: Sequence[dict[str, Any]]) -> Any:
@@ -42,33 +40,47 @@ def check_output_type(output_type: str, *more: str) -> None:
 
 
 def call_settings(
-    pipeline: Any, arguments: Mapping[str, Any], stages: Sequence[Setup] = (), **more: Any
+    pipeline: Any,
+    arguments: Mapping[str, Any],
+    stages: Sequence[Setup] = (),
+    *,
+    row: tuple[int, int] = (0, 1),
+    spread: Mapping[str, bool] | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
-    """Plain values that tell how to make a call again.
+    """Plain values that tell how to make a call, or one of its pictures, again.
 
     Args:
         arguments: the call's arguments; numbers, texts and lists of them are kept, tensors and callbacks are named
-            under ``"not_recorded"``; see :func:`recorded`.
+            under ``"not_recorded"``; see :func:`langevin.media.recording.recorded`.
         stages: of the call; their schedulers are recorded.
+        row: which of how many pictures this is of.
+        spread: arguments that may be a list of pictures, of which each that is made has its own; True where they go
+            with the prompts; see :func:`langevin.media.recording.recorded_row`.
         more: further entries, such as height and width once they are known.
     """
-    kept, left_out = {}, []
+    spread = spread or {}
+    state, left_out = parts_state(pipeline)
+    kept: dict[str, Any] = {}
     for name, value in arguments.items():
         if value is None or (isinstance(value, (list, tuple)) and not value):
             continue
         if name in ("guiders", "control"):
-            kept[name] = [describe_guider(guider) for guider in value]
+            kept[name] = [describe_guider(guider, *row) for guider in value]
             left_out += [f"{guider['class']}'s {lost}" for guider in kept[name] for lost in guider.pop(LOST, ())]
-        elif (plain := recorded(value)) is not None:
-            kept[name] = plain
-        else:
+            continue
+        plain = recorded_row(value, *row, spread[name]) if name in spread else recorded(value)
+        if plain is None:
             left_out.append(name)
+        else:
+            kept[name] = plain
     settings = {
         "langevin": __version__,
         "pipeline": type(pipeline).__name__,
         "model": getattr(pipeline, "name_or_path", None),
         **kept,
         **_schedulers(stages),
+        **state,
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "device": pipeline.device.type,
         **more,
@@ -88,21 +100,3 @@ def _schedulers(stages: Sequence[Setup]) -> dict[str, Any]:
     if len(stages) == 1:
         return described(stages[0].scheduler)
     return {"stages": {stage.name: described(stage.scheduler) for stage in stages}} if stages else {}
-
-
-def per_picture(
-    settings: Mapping[str, Any],
-    seeds: Sequence[int | None],
-    prompts: Sequence[str | None] = (),
-    negative_prompts: Sequence[str | None] = (),
-) -> list[dict[str, Any]]:
-    """One settings dict per picture: each with its own seed and its own prompt."""
-    each = []
-    for k, seed in enumerate(seeds):
-        mine = {**settings, "seed": seed}
-        for name, texts in (("prompt", prompts), ("negative_prompt", negative_prompts)):
-            mine.pop(name, None)
-            if texts and texts[k] is not None:
-                mine[name] = texts[k]
-        each.append({k: v for k, v in mine.items() if v is not None})
-    return each

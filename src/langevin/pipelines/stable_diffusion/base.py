@@ -137,6 +137,9 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
             return [DistilledGuidance(scale), *added]
         return compose_guiders(scale, given.guidance_rescale, added)
 
+    def spread_arguments(self, given: Any) -> dict[str, bool]:
+        return {name: given.pair_images for name in ("image", "mask_image") if hasattr(given, name)}
+
     def hand_out(self, call: Call, pixels: Tensor) -> Any:
         """Decoded pictures as the call gives them, after the safety checker has seen them."""
         given: Any = call.given

@@ -119,6 +119,10 @@ class StableDiffusionControlNetPipeline(StableDiffusionBase):
             controlnet = MultiControlNetModel(controlnet)
         self.register_modules(controlnet=controlnet)
 
+    def spread_arguments(self, given: Any) -> dict[str, bool]:
+        one_per_net = hasattr(self.controlnet, "nets") and not isinstance(given.image[0], (list, tuple))
+        return {} if one_per_net else {"image": True}
+
     @property
     def _callback_views(self) -> Mapping[str, View]:
         return {"image": ControlPictures(len(getattr(self.controlnet, "nets", ())) or None)}

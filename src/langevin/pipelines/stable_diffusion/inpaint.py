@@ -126,6 +126,10 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
         )
         guider.shared_draws = given.generator is not None
         guider.show_masked = given.callback_on_step_end is not None
+        if crop:  # all that knows places is cut alike
+            frame = crop["crops_coords"], given.image.size
+            lists = {name: [one.within(*frame) for one in getattr(given, name)] for name in ("control", "guiders")}
+            given = given.changed(**lists)
         made = self.generate(given, [guider], size)
         if crop:
             made.images = [self._laid_over(given, image, crop["crops_coords"]) for image in made.images]
