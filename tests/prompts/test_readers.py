@@ -341,6 +341,10 @@ def test_a_mask_says_where_padding_is_in_every_window(read):
     assert mask[0].tolist() == ([True] * 4 + [False] * 20) + ([True] * 2 + [False] * 22) * (length // 24 - 1)
     assert mask[1].sum() > 100
     assert told["negative"]["mask"][0].sum() == 3 + 2 * (length // 24 - 1)
+    (both,) = read("pooled", '("ab", "c").and()').branches["positive"]["mask"]
+    assert both.tolist() == [True] * 4 + [False] * 20 + [True] * 3 + [False] * 21
+    (mixed,) = read("pooled", '("ab", "c").blend(1, 1)').branches["positive"]["mask"]
+    assert mixed.tolist() == [True] * 4 + [False] * 20
 
 
 def test_given_conditions_take_the_place_of_texts(read):
