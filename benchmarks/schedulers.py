@@ -138,7 +138,7 @@ def handed(scheduler, noise):
 
     hand = hand_over(noise)
     modules = {inspect.getmodule(cls) for cls in type(scheduler).__mro__}
-    modules.add(importlib.import_module("langevin.schedulers.base"))
+    modules.add(importlib.import_module("langevin.schedulers.familiar"))
     with contextlib.ExitStack() as stack:
         for module in modules:
             for name in ("randn_tensor", "draw", "draw_uniform"):

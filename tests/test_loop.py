@@ -12,7 +12,7 @@ from langevin import ClassifierFreeGuidance, DDIMScheduler, EulerDiscreteSchedul
 from langevin.denoiser import NetworkDenoiser, stack_conditions
 from langevin.loop import denoise
 from langevin.randomness import Noise
-from tests.conftest import in_threads
+from tests.helpers import in_threads
 
 SCHEDULE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 
@@ -214,7 +214,7 @@ def test_channels_are_joined_to_x_and_inputs_say_more():
         assert x.shape[1] == 1, "inputs see x without the channels that are joined to it"
         return {**told, "residual": (step.index, names, told["maps"]["hint"].shape[0])}
 
-    told = {"channels": torch.full((2, 2, 4, 4), 5.0), "maps": {"hint": torch.zeros(2, 1)}, **target(0.0)}
+    told = {"channels": {"five": torch.full((2, 2, 4, 4), 5.0)}, "maps": {"hint": torch.zeros(2, 1)}, **target(0.0)}
     denoiser = NetworkDenoiser(Network(), [more])
     noise = Noise.from_seeds([0, 1])
     x = torch.zeros(2, 1, 4, 4)

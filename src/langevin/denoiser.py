@@ -7,27 +7,29 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from langevin.guiders.base import Conditions, Input, Step
+from langevin.guiders.step import Conditions, Input, Step
+from langevin.latest import Latest
 
 
 class NetworkDenoiser:
-    """``denoiser(x, step, branches, attention=None) -> {branch: prediction}`` around a UNet-like network.
+    """``denoiser(x, step, branches, attention=None) -> {branch: prediction}`` around a network.
 
-    Made for one call. Wrappers (windows, caches) are functions around such a function.
+    Made for one stage of a call. Wrappers (windows, caches) are functions around such a function.
 
     Args:
-        network: called as ``network(x, t, **conditions, return_dict=False)``; its first output is the prediction.
+        network: any callable: ``network(x, t, **conditions, return_dict=False)``, whose first output is the prediction.
+            Preconditioning is a function around a network.
         inputs: see :attr:`langevin.guiders.base.Setup.inputs`.
         fixed: keyword arguments that are the same for all branches.
     """
 
-    def __init__(self, network: nn.Module, inputs: Sequence[Input] = (), **fixed: Any) -> None:
+    def __init__(self, network: Callable[..., Any], inputs: Sequence[Input] = (), **fixed: Any) -> None:
         self.network = network
         self.inputs = inputs
         self.fixed = fixed
-        self._known: tuple[list[Conditions], list[int], list[tuple[tuple[str, ...], dict[str, Any]]]] = ([], [], [])
+        self._batches: Latest[list[tuple[tuple[str, ...], dict[str, Any]]]] = Latest()
 
     def __call__(
         self, x: Tensor, step: Step, branches: Mapping[str, Conditions], attention: Callable | None = None
@@ -35,43 +37,35 @@ class NetworkDenoiser:
         """Predict for each branch.
 
         Args:
-            x: ``(batch, channels, height, width)``, scaled for the network.
+            x: ``(batch, channels, …)``, scaled for the network.
             step: says what timestep the network is told.
             branches: conditions by branch name; each tensor has ``batch`` rows.
             attention: an attention function handed to every attention layer of the network; see
                 :meth:`langevin.guiders.base.Guider.attention`.
         """
         predictions: dict[str, Tensor] = {}
-        for names, stacked in self._batches(branches):
-            count = len(names)
-            rows = x if count == 1 else torch.cat([x] * count)
-            told = {k: v for k, v in stacked.items() if k != "channels"}
+        # most steps ask for the same as the one before
+        for names, stacked in self._batches([*branches, *branches.values()], lambda: batches(branches)):
+            rows = x if len(names) == 1 else torch.cat([x] * len(names))
+            told = {name: value for name, value in stacked.items() if name != "channels"}
             for more in self.inputs:
                 told = more(rows, step, names, told)
             told.pop("maps", None)
             if attention is not None:
                 told["attention"] = partial(attention, names=names)
             if "channels" in stacked:
-                rows = torch.cat([rows, stacked["channels"]], dim=1)
+                rows = torch.cat([rows, *stacked["channels"].values()], dim=1)
             output = self.network(rows, step.timestep, **told, **self.fixed, return_dict=False)[0]
-            predictions.update(zip(names, output.chunk(count) if count > 1 else (output,), strict=True))
+            predictions.update(zip(names, output.chunk(len(names)), strict=True))
         return predictions
 
-    def _batches(self, branches: Mapping[str, Conditions]) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
-        """Which branches go through together, and their stacked tensors.
 
-        The last answer is kept, since most steps ask for the same.
-        """
-        conditions = list(branches.values())
-        _, known, batches = self._known
-        numbers = list(map(id, conditions))
-        if numbers != known:
-            alike: dict[Any, list[str]] = {}
-            for name, told in branches.items():
-                alike.setdefault(_form(told), []).append(name)
-            batches = [(tuple(names), stack_conditions([branches[n] for n in names])) for names in alike.values()]
-            self._known = (conditions, numbers, batches)  # the branches too, so that their ids stay theirs
-        return batches
+def batches(branches: Mapping[str, Conditions]) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Which branches go through together, and their stacked tensors."""
+    alike: dict[Any, list[str]] = {}
+    for name, told in branches.items():
+        alike.setdefault(_form(told), []).append(name)
+    return [(tuple(names), stack_conditions([branches[n] for n in names])) for names in alike.values()]
 
 
 def _form(value: Any) -> Any:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from langevin.guiders.base import Conditions, Denoiser, Guider, Step
+from langevin.guiders.base import Guider
+from langevin.guiders.step import Conditions, Denoiser, Step, Told, without_variance
 
 if TYPE_CHECKING:
-    from langevin.schedulers.base import Run
+    from langevin.schedulers.run import Run
 
 
 def denoise(
@@ -21,6 +23,7 @@ def denoise(
     guiders: Sequence[Guider] = (),
     *,
     noise: Callable[[Tensor], Tensor],
+    told: Told | None = None,
     start: int = 0,
     stop: int | None = None,
     on_step: Callable[[Step, Tensor], Tensor | None] | None = None,
@@ -28,38 +31,40 @@ def denoise(
     """Move x along a run, from the level of network call ``start`` to the end of call ``stop - 1``.
 
     Args:
-        x: ``(batch, channels, height, width)`` at the noise level of call ``start``.
+        x: ``(batch, channels, …)`` at the noise level of call ``start``.
         run: from ``scheduler.plan(…)``; used up by this call.
         denoiser: see :mod:`langevin.denoiser`.
         branches: conditions by name; "positive" is always predicted, the others when a guider needs them.
         guiders: applied in order at each moment. They must be this call's own (``[g.begin() for g in guiders]``).
         noise: draws fresh noise shaped like its argument.
+        told: conditions of every branch.
         on_step: called after each step with x; returns the x to go on with, or None to stop here.
 
     Returns:
         x at the level where the run was left.
     """
-    before, asking, watching, combining, after = (
-        [guider for guider in guiders if getattr(type(guider), moment) is not getattr(Guider, moment)]
-        for moment in ("before", "needs", "attention", "combine", "after")
-    )
+    told = Told() if told is None else told
     i = start
     while i < (len(run) if stop is None else stop):  # an adaptive run grows on the way
-        step = Step(i, len(run), run.timesteps[i], run, branches, denoiser, noise, start)
-        names = ["positive"]
-        for guider in before:
+        step = Step(i, len(run), run.timesteps[i], run, branches, denoiser, noise, start, told=told)
+        for guider in guiders:
             x = guider.before(x, step)
-        for guider in asking:
+        names = ["positive"]
+        for guider in guiders:
             names += [name for name in guider.needs(step) if name not in names]
-        for guider in watching:
+        for guider in guiders:
             step.attention = guider.attention(step) or step.attention
-        predictions = step.predict(x, names[::-1], step.attention)
+
+        said = denoiser(run.scale_model_input(x, i), step, step.conditions(names[::-1]), step.attention)
+        predictions, step.variance = without_variance(said, x)
         prediction = predictions["positive"]
-        for guider in combining:
+        for guider in guiders:
             prediction = guider.combine(prediction, predictions, x, step)
 
-        x = run.step(prediction, i, x, noise).prev_sample
-        for guider in after:
+        if step.variance is not None and run.learns_variance:
+            prediction = torch.cat([prediction, step.variance], dim=1)
+        x = run.step(prediction, i, x, step.noise).prev_sample
+        for guider in guiders:
             x = guider.after(x, step)
         if on_step is not None:
             moved = on_step(step, x)

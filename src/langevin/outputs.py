@@ -1,16 +1,25 @@
-"""What networks, schedulers and pipelines return: a dataclass that is a mapping and unpacks like a tuple."""
+"""What networks, schedulers and pipelines return: a dataclass that is a mapping too, and known to torch's pytree."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Self = TypeVar("Self", bound="BaseOutput")
 
 
 class BaseOutput(Mapping):
     """Base of output dataclasses: ``out.images``, ``out["images"]`` and ``out[0]`` are the same thing.
 
-    Fields that are None do not count: they have no key, no index, and are left out of :meth:`to_tuple`.
+    As in every mapping, iterating gives the names, ``**out`` and ``dict(out)`` the fields by name; :meth:`to_tuple`
+    gives the values alone. Fields that are None do not count: they have no key, no index, and are left out of
+    :meth:`to_tuple`. ``torch.utils._pytree.tree_map``, ``torch.compile``, ``torch.export`` and DistributedDataParallel
+    see the tensors inside.
+
     Decorate subclasses with ``@dataclass`` (``eq=False`` is not needed: outputs compare by identity).
 
     Example:
@@ -28,14 +37,29 @@ class BaseOutput(Mapping):
         # tensors have no single truth value, so outputs that hold them must not be compared field by field
         cls.__eq__ = object.__eq__  # type: ignore[method-assign]
         cls.__hash__ = object.__hash__  # type: ignore[method-assign]
+        pytree.register_pytree_node(
+            cls,
+            lambda out: (list(out.to_tuple()), out.keys()),
+            lambda values, names: cls._with(dict(zip(names, values, strict=True))),
+            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+            flatten_with_keys_fn=lambda out: ([(pytree.MappingKey(k), out[k]) for k in out.keys()], out.keys()),  # noqa: SIM118
+        )
 
     def __post_init__(self) -> None:
         # Code that maps over mappings (accelerate's casts, for one) rebuilds them as type(out)({key: value, …}).
-        first, *rest = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        first, *rest = names = [field.name for field in fields(self)]  # type: ignore[arg-type]
         given = getattr(self, first)
-        if type(given) is dict and all(getattr(self, name) is None for name in rest):
-            for name in [first, *rest]:
+        if type(given) is dict and given.keys() <= {*names} and all(getattr(self, name) is None for name in rest):
+            for name in names:
                 setattr(self, name, given.get(name))
+
+    @classmethod
+    def _with(cls: type[Self], values: dict[str, Any]) -> Self:
+        """An output with these fields, the others None."""
+        made = cls.__new__(cls)
+        for field in fields(cls):  # type: ignore[arg-type]
+            setattr(made, field.name, values.get(field.name))
+        return made
 
     def keys(self) -> list[str]:  # type: ignore[override]
         """Names of the fields that are not None, in their order."""
@@ -60,3 +84,89 @@ class BaseOutput(Mapping):
 
     def __len__(self) -> int:
         return len(self.keys())
+
+
+# -- of networks
+
+
+@dataclass
+class UNet2DOutput(BaseOutput):
+    """``sample`` (batch, out_channels, height, width): what the network predicts."""
+
+    sample: Tensor
+
+
+@dataclass
+class UNet2DConditionOutput(BaseOutput):
+    """``sample`` (batch, out_channels, height, width): what the network predicts."""
+
+    sample: Tensor
+
+
+@dataclass
+class DecoderOutput(BaseOutput):
+    """``sample`` (batch, channels, height, width), pictures in about [-1, 1]."""
+
+    sample: Tensor
+
+
+@dataclass
+class AutoencoderKLOutput(BaseOutput):
+    """``latent_dist``: a :class:`~langevin.models.distributions.DiagonalGaussianDistribution` over latents."""
+
+    latent_dist: Any
+
+
+@dataclass
+class ControlNetOutput(BaseOutput):
+    """What is added to the UNet's maps.
+
+    ``down_block_res_samples``: one (batch, channels, h, w) for each map that the UNet hands over to its way up, in that
+    order; ``mid_block_res_sample``: for the map after the middle. With ``global_pool_conditions`` h = w = 1.
+    """
+
+    down_block_res_samples: Sequence[Tensor]
+    mid_block_res_sample: Tensor
+
+
+# -- of pipelines
+
+
+@dataclass
+class ImagePipelineOutput(BaseOutput):
+    """Pictures.
+
+    Attributes:
+        images: a list of PIL pictures; for ``output_type="np"`` an array ``(batch, height, width, channels)``, for
+            ``"pt"`` a tensor ``(batch, channels, height, width)``, both in [0, 1].
+    """
+
+    images: Any
+
+
+@dataclass
+class StableDiffusionPipelineOutput(BaseOutput):
+    """Pictures, and which of them the safety checker flagged (None without a checker)."""
+
+    images: Any
+    nsfw_content_detected: list[bool] | None
+
+
+@dataclass
+class StableDiffusionSafePipelineOutput(BaseOutput):
+    """Pictures.
+
+    Attributes:
+        images: the pictures; those that the safety checker flagged are black.
+        nsfw_content_detected: which those are; None without a checker.
+        unsafe_images: the flagged pictures as they were, and black ones in the places of the others; None where
+            nothing was flagged.
+        applied_safety_concept: what was steered away from; None where safe guidance was off.
+    """
+
+    images: Any
+    nsfw_content_detected: list[bool] | None
+    unsafe_images: Any
+    applied_safety_concept: str | list[str] | None
+
+    in_tuples = ("images", "nsfw_content_detected", "applied_safety_concept", "unsafe_images")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -16,28 +18,42 @@ def seeds_for(seed: int | Sequence[int], batch: int) -> list[int]:
     Raises:
         ValueError: if a list's length is not ``batch`` or a seed is outside 0 … 2⁶⁴-1.
     """
-    seeds = [seed] if isinstance(seed, int) else list(seed) if isinstance(seed, Sequence) else []
-    if not seeds or any(type(s) is not int or not 0 <= s <= MAX_SEED for s in seeds):
+    one = _whole(seed)
+    if one is None:
+        listed = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)) else []
+        seeds = list(map(_whole, listed))
+    else:
+        seeds = [one]
+    if not seeds or any(s is None or not 0 <= s <= MAX_SEED for s in seeds):
         raise ValueError(f"seed is {seed!r}; give a whole number from 0 to 2**64 - 1, or a list with one per picture")
-    if isinstance(seed, int):
-        return [(seed + k) & MAX_SEED for k in range(batch)]
+    if one is not None:
+        return [(one + k) & MAX_SEED for k in range(batch)]
     if len(seeds) != batch:
         raise ValueError(f"seed has {len(seeds)} entries for {batch} pictures; give one per picture, or a single int")
-    return seeds
+    return [s for s in seeds if s is not None]
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number of any kind, numpy's among them, as an int; None for anything else, True and False too."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
 
 
 class Noise:
-    """Standard normal noise for a batch of pictures.
+    """Random numbers for a batch of pictures.
 
     Args:
         generator: None (torch's global state), one generator that draws the whole batch at once, or a list with
             one generator per picture. Noise is drawn on the generator's own device and then moved.
+        law: how they are distributed: ``torch.randn``, standard normal, or ``torch.rand``, uniform in [0, 1).
     """
 
-    def __init__(self, generator: Generator | Sequence[Generator] | None = None) -> None:
+    def __init__(
+        self, generator: Generator | Sequence[Generator] | None = None, law: Callable[..., Tensor] = torch.randn
+    ) -> None:
         if isinstance(generator, Sequence) and len(generator) == 1:
             generator = generator[0]
         self.generator = generator
+        self.law = law
 
     @classmethod
     def from_seeds(cls, seeds: Sequence[int]) -> Noise:
@@ -57,13 +73,13 @@ class Noise:
         """
         generator = self.generator
         if generator is None:
-            return torch.randn(shape, dtype=dtype, device=device)
+            return self.law(shape, dtype=dtype, device=device)
         if isinstance(generator, Generator):
-            return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(device)
+            return self.law(shape, generator=generator, dtype=dtype, device=generator.device).to(device)
         if len(generator) != shape[0]:
             raise ValueError(f"{len(generator)} generators for a batch of {shape[0]}; give one generator, or one each")
         one = (1, *shape[1:])
-        return torch.cat([torch.randn(one, generator=g, dtype=dtype, device=g.device) for g in generator]).to(device)
+        return torch.cat([self.law(one, generator=g, dtype=dtype, device=g.device) for g in generator]).to(device)
 
     def __call__(self, like: Tensor) -> Tensor:
         """Fresh noise with the shape, dtype and device of ``like``."""
@@ -71,7 +87,10 @@ class Noise:
 
 
 def noise_for(
-    batch: int, generator: Generator | Sequence[Generator] | None = None, seed: int | Sequence[int] | None = None
+    batch: int,
+    generator: Generator | Sequence[Generator] | None = None,
+    seed: int | Sequence[int] | None = None,
+    law: Callable[..., Tensor] = torch.randn,
 ) -> tuple[Noise, list[int | None]]:
     """The noise of one call, and the seed of each picture (None where it cannot be known).
 
@@ -85,11 +104,11 @@ def noise_for(
         raise ValueError("both seed and generator were given; give one of them")
     if seed is not None:
         seeds = seeds_for(seed, batch)
-        return Noise.from_seeds(seeds), list(seeds)
+        return Noise([Generator("cpu").manual_seed(s) for s in seeds], law), list(seeds)
     each = list(generator) if isinstance(generator, Sequence) else [generator] if batch == 1 else []
     if len(each) != batch:
-        return Noise(generator), [None] * batch
-    return Noise(generator), [_seed_if_fresh(g) for g in each]
+        return Noise(generator, law), [None] * batch
+    return Noise(generator, law), [_seed_if_fresh(g) for g in each]
 
 
 def _seed_if_fresh(generator: Generator | None) -> int | None:

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import langevin
-from langevin.checkpoints.config import ConfigMixin, FrozenConfig, read_json, register_to_config, to_json
+from langevin.checkpoints.config import ConfigMixin, FrozenConfig, register_to_config
+from langevin.checkpoints.files import read_json, to_json
 from tests.checkpoints.nets import Net, one_clear_line
 
 SETTINGS = {"a": 1, "b": (1, 2), "c": None, "rate": 0.5}

@@ -178,7 +178,7 @@ def test_networks_whose_weights_share_memory_are_saved(tmp_path):
 
 def test_nothing_is_initialised_that_the_file_replaces(folder):
     before = torch.get_rng_state()
-    with weights.FastInit():
+    with weights.Measured():
         lazy = Net(width=16)
     assert lazy.linear.weight.is_meta
     assert not lazy.made.is_meta
@@ -197,7 +197,7 @@ def test_fast_building_is_of_one_thread_only():
 
     thread = threading.Thread(target=other)
     thread.start()
-    with weights.FastInit():
+    with weights.Measured():
         inside.set()
         thread.join()
         assert nn.Linear(2, 2).weight.is_meta

@@ -347,7 +347,7 @@ def test_pictures_without_settings_and_files_that_are_none():
 def test_again_makes_the_same_pixels(fake):
     words = "--scheduler euler --guidance 3 --negative ugly --size 12x8 --count 3 --seed 7 --dtype bf16 --steps 4"
     run("generate", "a red circle, é", *words.split(), "--out", "c.png", "--model", "other/model")
-    result = run("again", "c-2.png")
+    result = run("again", "c-2.png", "--yes")
     assert result.stdout.splitlines() == [
         "c-2-again.png  (seed 8, 12x8)",
         "identical: all 96 pixels are those of c-2.png",

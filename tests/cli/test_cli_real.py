@@ -41,7 +41,7 @@ def test_generate_and_again_on_a_tiny_checkpoint(tiny_sd_folder, scheduler):
     run("generate", "a red circle", *words.split(), "--model", tiny_sd_folder, "--scheduler", scheduler)
     assert Image.open("c-1.png").size == (32, 16)
     assert not np.array_equal(pixels("c-1.png"), pixels("c-2.png"))
-    assert "identical" in run("again", "c-2.png").stdout
+    assert "identical" in run("again", "c-2.png", "--yes").stdout
     assert read_settings("c-2-again.png") == read_settings("c-2.png")
     assert "a red circle" in run("info", "c-1.png").stdout
 
@@ -50,14 +50,14 @@ def test_formats_and_number_formats_come_again(tiny_sd_folder):
     base = ["generate", "x", "--model", tiny_sd_folder, "--steps", 2, "--seed", 1, "--device", "cpu"]
     run(*base, "--dtype", "bf16", "--out", "half.png")
     assert read_settings("half.png")["dtype"] == "bfloat16"
-    assert "identical" in run("again", "half.png").stdout
+    assert "identical" in run("again", "half.png", "--yes").stdout
 
 
 def test_a_relative_model_folder_is_found_from_anywhere(tiny_sd_folder, monkeypatch, tmp_path):
     monkeypatch.chdir(tiny_sd_folder.parent)
     run("generate", "x", "--model", tiny_sd_folder.name, "--steps", 2, "--out", tmp_path / "c.png", "--device", "cpu")
     monkeypatch.chdir(tmp_path)
-    assert "identical" in run("again", "c.png").stdout
+    assert "identical" in run("again", "c.png", "--yes").stdout
 
 
 def test_errors_of_the_library_are_one_line(tiny_sd_folder):
@@ -141,7 +141,7 @@ def test_a_spacing_is_used_and_made_again(tiny_sd_folder):
     run(*words, "--spacing", "karras", "--out", "karras.png")
     assert not np.array_equal(pixels("plain.png"), pixels("karras.png"))
     assert read_settings(Path("karras.png"))["scheduler_config"]["_spacing"] == {"name": "karras"}
-    run("again", "karras.png")
+    run("again", "karras.png", "--yes")
     assert np.array_equal(pixels("karras.png"), pixels("karras-again.png"))
     run(*words, "--spacing", "dense", code=2)
 
@@ -152,6 +152,6 @@ def test_a_grammar_is_used_named_and_refused(tiny_sd_folder):
         run(*words, "--grammar", grammar, "--out", f"{grammar}.png")
     assert not np.array_equal(pixels("a1111.png"), pixels("none.png"))
     assert read_settings(Path("a1111.png"))["prompt_weighting"] == "a1111"
-    run("again", "a1111.png")
+    run("again", "a1111.png", "--yes")
     assert np.array_equal(pixels("a1111.png"), pixels("a1111-again.png"))
     assert "'latin'" in run(*words, "--grammar", "latin", code=1).stderr

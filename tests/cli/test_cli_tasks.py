@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import langevin
 from langevin.cli.app import app
 from langevin.cli.errors import BadUsage
-from langevin.cli.tasks import parse_box
+from langevin.cli.tasks import parse_box, shaped
 from langevin.media.settings import read_settings
 
 
@@ -71,12 +71,12 @@ def test_edit_with_a_model_that_paints_from_prompts(run, tiny_sd_folder, circle)
 
 def test_again_takes_the_picture_it_was_made_from(run, tiny_sd_folder, circle):
     run("edit", circle, "a blue circle", "-m", tiny_sd_folder, *SHORT, "--strength", "0.5", "-o", "blue.png")
-    assert "identical" in run("again", "blue.png").stdout
+    assert "identical" in run("again", "blue.png", "--yes").stdout
     Image.open(circle).transpose(Image.Transpose.FLIP_TOP_BOTTOM).rotate(90).save(circle)
     Image.new("RGB", (16, 16), "white").save(circle)
-    assert "has changed since" in run("again", "blue.png", code=1).stderr
+    assert "has changed since" in run("again", "blue.png", "--yes", code=1).stderr
     circle.unlink()
-    assert "is not there" in run("again", "blue.png", code=1).stderr
+    assert "is not there" in run("again", "blue.png", "--yes", code=1).stderr
 
 
 def test_inpaint_keeps_every_pixel_outside_a_box(run, tiny_sd_folder, circle):
@@ -96,8 +96,8 @@ def test_inpaint_with_a_mask_from_a_file(run, tiny_sd_folder, circle):
     run("inpaint", circle, "a star", "--mask", "mask.png", "-m", tiny_sd_folder, *SHORT, "-o", "top.png")
     run("inpaint", circle, "a star", "--box", "0,0,16,8", "-m", tiny_sd_folder, *SHORT, "-o", "box.png")
     np.testing.assert_array_equal(pixels("top.png"), pixels("box.png"))
-    assert "identical" in run("again", "top.png").stdout
-    assert "identical" in run("again", "box.png").stdout, "the box is written into the picture"
+    assert "identical" in run("again", "top.png", "--yes").stdout
+    assert "identical" in run("again", "box.png", "--yes").stdout, "the box is written into the picture"
 
 
 def test_control_acts_and_can_be_made_again(run, tiny_sd_folder, net, circle):
@@ -110,7 +110,78 @@ def test_control_acts_and_can_be_made_again(run, tiny_sd_folder, net, circle):
     (described,) = read_settings("with.png")["control"]
     assert described["class"] == "Control"
     assert described["network"] == {"network": "ControlNetModel", "from": str(net)}
-    assert "identical" in run("again", "with.png").stdout
+    assert "identical" in run("again", "with.png", "--yes").stdout
+
+
+@pytest.mark.parametrize("size", [(17, 23), (15, 16), (31, 9)])
+def test_inpaint_takes_pictures_of_odd_sizes(run, tiny_sd_folder, tmp_path, size):
+    noise = np.random.default_rng(3).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save("odd.png")
+    run("inpaint", "odd.png", "a star", "--box", "2,2,9,8", "-m", tiny_sd_folder, *SHORT, "-o", "star.png")
+    before, after = pixels("odd.png"), pixels("star.png")
+    assert after.shape == before.shape
+    apart = abs(after - before).max(axis=2)
+    assert apart[2:8, 2:9].max() > 0
+    apart[2:8, 2:9] = 0
+    assert apart.max() == 0
+    assert "identical" in run("again", "star.png", "--yes").stdout
+    run("inpaint", "odd.png", "x", "--box", "2,2,9,8", "--crop", "1", "-m", tiny_sd_folder, *SHORT, "-o", "near.png")
+    assert pixels("near.png").shape == before.shape
+
+
+def test_a_mask_on_a_transparent_layer_paints_what_is_visible(run, tiny_sd_folder, circle):
+    layer = Image.new("RGBA", (16, 16), (255, 255, 255, 0))
+    layer.paste("white", (0, 0, 16, 8))
+    layer.save("mask.png")
+    run("inpaint", circle, "a star", "--mask", "mask.png", "-m", tiny_sd_folder, *SHORT, "-o", "top.png")
+    run("inpaint", circle, "a star", "--box", "0,0,16,8", "-m", tiny_sd_folder, *SHORT, "-o", "box.png")
+    np.testing.assert_array_equal(pixels("top.png"), pixels("box.png"))
+    assert "identical" in run("again", "top.png", "--yes").stdout
+
+
+def test_a_turned_photograph_is_painted_upright_and_comes_again(run, tiny_sd_folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = np.random.default_rng(3).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("turned.jpg", exif=exif.tobytes())
+    for crop in ((), ("--crop", "2")):
+        call = ("inpaint", "turned.jpg", "a star", "--box", "2,2,9,20", *crop, "-m", tiny_sd_folder, *SHORT)
+        run(*call, "-o", "star.png", "--force")
+        assert Image.open("star.png").size == (16, 24)
+        assert "identical" in run("again", "star.png", "--yes", "-o", "star-again.png", "--force").stdout
+
+
+@pytest.mark.parametrize("size", [(32, 16), (16, 32), (30, 30), (300, 100), (8, 4)])
+def test_control_keeps_the_pictures_shape(run, tiny_sd_folder, net, size):
+    Image.new("RGB", size, "white").save("outline.png")
+    run("control", "outline.png", "a star", "-m", tiny_sd_folder, "--net", net, *SHORT, "-o", "with.png")
+    width, height = Image.open("with.png").size
+    assert abs(np.log(width / height) - np.log(size[0] / size[1])) < 0.15
+    assert 0.75 < width * height / 256 < 1.34
+    assert "identical" in run("again", "with.png", "--yes").stdout
+
+
+def test_shapes():
+    assert shaped((512, 512), 512 * 512, 8) == (512, 512)
+    assert shaped((4000, 3000), 512 * 512, 8) == (592, 440)
+    assert shaped((10_000, 1), 64 * 64, 8) == (6400, 8)
+
+
+def test_out_is_tried_before_painting(run, tiny_sd_folder, circle, monkeypatch):
+    import tempfile
+
+    def full(**how):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("langevin.cli.generate.load_pipeline", None)
+    calls = (["generate", "x"], ["edit", circle, "x"], ["inpaint", circle, "x", "--box", "1,1,9,9"])
+    long = "x" * 300 + ".png"
+    for call in calls:
+        assert "File name too long" in run(*call, "-o", long, code=1).stderr
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    for call in (*calls, ["control", circle, "x"]):
+        for out in ((), ("-o", "."), ("-o", "x.png")):
+            assert "cannot save pictures in" in run(*call, *out, code=1).stderr
 
 
 @pytest.mark.parametrize(

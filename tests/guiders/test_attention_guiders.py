@@ -27,7 +27,7 @@ from langevin.guiders.attend_and_excite import highest_attention
 from langevin.guiders.attention_maps import map_size, watching
 from langevin.guiders.self_attention import blur, lowest_self_attention
 from langevin.models.layers.attention import Attention
-from tests.conftest import in_threads
+from tests.helpers import in_threads
 
 STEPS = dict(num_inference_steps=4)
 EXCITE = dict(attn_res=(8, 8), thresholds={})

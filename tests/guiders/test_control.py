@@ -21,7 +21,7 @@ from langevin import (
     SelfAttentionGuidance,
     Windows,
 )
-from tests.conftest import in_threads
+from tests.helpers import in_threads
 from tests.pipelines.control_checks import controlnets
 from tests.pipelines.family_checks import Twins, images, picture, pil
 

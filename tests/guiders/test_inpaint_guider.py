@@ -8,7 +8,7 @@ import torch
 
 import langevin
 from langevin import DDIMScheduler, DiffusionPipeline, Guider, ImageStart, Inpaint, StableDiffusionPipeline
-from tests.conftest import in_threads
+from tests.helpers import in_threads
 
 SCHEDULERS = {
     "ddim": lambda: DDIMScheduler(clip_sample=False, steps_offset=1, set_alpha_to_one=False),
@@ -183,7 +183,7 @@ class Joined(Guider):
 
     def prepare(self, setup):
         for name, told in setup.branches.items():
-            setup.branches[name] = {**told, "channels": LATENTS}
+            setup.branches[name] = {**told, "channels": {"more": LATENTS}}
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -200,7 +200,7 @@ def test_it_blends_with_networks_to_whom_others_join_channels(parts, unets, orde
     pipe = quiet(parts, unet=unets[8])
     kept = made(pipe, *[Inpaint(LATENTS, half()), Joined()][::order])
     assert torch.equal(kept[:, :, 4:], LATENTS[:, :, 4:])
-    with pytest.raises(ValueError, match="takes 8 channels; inpainting needs one that takes 4, or 9"):
+    with pytest.raises(ValueError, match="takes 8 channels, where x has 4"):
         made(pipe, Inpaint(LATENTS, half()))
 
 

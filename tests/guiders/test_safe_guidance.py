@@ -16,7 +16,7 @@ from langevin import (
     Windows,
 )
 from langevin.zoo.reader import read
-from tests.conftest import in_threads
+from tests.helpers import in_threads
 
 
 def step(index, start=0, total=10):

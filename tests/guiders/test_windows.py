@@ -19,7 +19,7 @@ from langevin import (
 from langevin.denoiser import NetworkDenoiser
 from langevin.guiders.windows import cut, stitch, window_boxes
 from langevin.loop import denoise
-from tests.conftest import in_threads
+from tests.helpers import in_threads
 
 PLACES = [(8, 20, 8, 4), (8, 19, 8, 4), (13, 11, 8, 3), (8, 8, 8, 4), (5, 30, 8, 4), (16, 16, 8, 8), (9, 17, 8, 1)]
 
@@ -106,13 +106,18 @@ def setting(network, windows, shape=(2, 4, 8, 20)):
         spatial = torch.randn(batch, 1, height, width, generator=random)
         # a text as long and as wide as x is high and wide is no map
         text = torch.randn(batch, height, width, generator=random)
-        return {"text": text, "channels": spatial, "deep": {"map": spatial * k, "same": torch.tensor(0.3 + k)}}
+        return {
+            "text": text,
+            "channels": {"place": spatial},
+            "deep": {"map": spatial * k, "same": torch.tensor(0.3 + k)},
+        }
 
     def channels(x, step, names, told):
         return {**told, "deep": {**told["deep"], "same": torch.ones(len(x), 1, 1, 1)}}
 
     setup = SimpleNamespace(
         shape=shape,
+        picture_places=lambda who: shape[-2:],
         denoiser=NetworkDenoiser(network, [channels]),
         codec=SimpleNamespace(scale_factor=2, decode=lambda x: x.repeat_interleave(2, -1)),
         branches={"positive": branch(1.0), "negative": branch(2.0)},
@@ -237,7 +242,12 @@ def test_the_decoder_of_a_circular_picture_sees_around_the_seam(width):
     def decode(x):
         return torch.nn.functional.conv2d(x, kernel, padding=1).repeat_interleave(2, -1)
 
-    setup = SimpleNamespace(shape=latents.shape, codec=SimpleNamespace(decode=decode, scale_factor=2), denoiser=None)
+    setup = SimpleNamespace(
+        shape=latents.shape,
+        picture_places=lambda who: latents.shape[-2:],
+        codec=SimpleNamespace(decode=decode, scale_factor=2),
+        denoiser=None,
+    )
     Windows(width, 2, circular=True).prepare(setup)
     around = torch.cat([latents[..., -1:], latents, latents[..., :1]], -1)
     torch.testing.assert_close(setup.codec.decode(latents), decode(around)[..., 2:-2])

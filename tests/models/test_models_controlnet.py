@@ -515,7 +515,7 @@ def test_keys_shapes_and_a_pass_of_published_ones(name):
     assert {key: (value.shape, value.dtype) for key, value in network.state_dict().items()} == theirs
     if count is not None:
         assert network.num_parameters() == count
-    down, mid = network(*inputs, hint, added_cond_kwargs=vectors)
+    down, mid = network(*inputs, hint, added_cond_kwargs=vectors, return_dict=False)
     assert mid.shape == (1, 1280, *down[-1].shape[2:])
     assert len(down) == 12 if len(network.down_blocks) == 4 else 9
 

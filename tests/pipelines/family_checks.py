@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import langevin
-from tests.conftest import reference_parts
+from tests.helpers import reference_parts
 
 ATOL = 1e-4
 SCHEDULERS = {

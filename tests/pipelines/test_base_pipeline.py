@@ -20,7 +20,7 @@ from langevin.checkpoints.config import register_to_config
 from langevin.checkpoints.folders import BOX
 from langevin.models.base import ModelMixin
 from tests.checkpoints.nets import names, one_clear_line, same
-from tests.conftest import reference_parts
+from tests.helpers import reference_parts
 
 NETWORKS = ("vae", "text_encoder", "unet", "safety_checker")
 
@@ -178,7 +178,7 @@ def test_a_checkpoint_of_2022(reference, folder):
         pipe.feature_extractor.crop_size == {"height": 32, "width": 32} or pipe.feature_extractor.crop_size.height == 32
     )
     assert pipe("a", 16, 16, num_inference_steps=1, output_type="pt").images.shape == (1, 3, 16, 16)
-    assert pipe._size(None, None) == (128, 128), "their sample_size is not to be trusted: 64, as in the reference"
+    assert pipe.size(None, None) == (128, 128), "their sample_size is not to be trusted: 64, as in the reference"
     pipe.save_pretrained(folder)
     assert alike(diffusers.DiffusionPipeline.from_pretrained(folder), reference)
     assert not [name for name in names(folder) if name.endswith(".bin")], "the old pickles are gone"
@@ -189,7 +189,7 @@ def test_libraries_of_parts(folder, library):
     index(folder, safety_checker=[library, "StableDiffusionSafetyChecker"], unet=[library, "UNet2DConditionModel"])
     index(folder, scheduler=[library, "PNDMScheduler"])
     pipe = DiffusionPipeline.from_pretrained(folder)
-    assert type(pipe.safety_checker).__module__ == "langevin.pipelines.safety"
+    assert type(pipe.safety_checker).__module__ == "langevin.models.encoders.safety_checker"
     assert pipe.config["safety_checker"] == ("stable_diffusion", "StableDiffusionSafetyChecker")
     assert pipe.config["unet"] == ("diffusers", "UNet2DConditionModel")
 
@@ -303,7 +303,7 @@ def test_nothing_is_logged_or_printed_when_all_is_well(written, caplog, capfd):
 def test_unknown_arguments_and_entries_are_told_once(folder, caplog):
     index(folder, colour="red", helper=["diffusers", "UNet2DModel"], nothing=[None, None])
     DiffusionPipeline.from_pretrained(folder, safty_checker=None)
-    told = [r.message for r in caplog.records if r.name == "langevin.pipelines.base"]
+    told = [r.message for r in caplog.records if r.name == "langevin.pipelines.loading"]
     assert len(told) == 2
     assert "safty_checker (nearest: safety_checker" in told[0]
     assert "colour, helper" in told[1]

@@ -20,7 +20,7 @@ from langevin import (
     SelfAttentionGuidance,
     Windows,
 )
-from tests.conftest import in_threads
+from tests.helpers import in_threads
 from tests.pipelines.family_checks import picture
 
 STEPS = 4

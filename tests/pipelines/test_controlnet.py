@@ -12,7 +12,7 @@ import torch
 import langevin
 from langevin import Control, DiffusionPipeline, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from langevin.checkpoints.errors import CheckpointError
-from tests.conftest import in_threads
+from tests.helpers import in_threads
 from tests.pipelines.control_checks import controlnets, several
 from tests.pipelines.family_checks import SCHEDULERS, assert_same, generator, images, picture, pil, steps
 

@@ -235,7 +235,7 @@ def test_networks_saved_long_ago_mean_a_size_of_64(twins, tmp_path, version):
     config = tmp_path / "unet" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "_diffusers_version": version}))
     side = diffusers.StableDiffusionInpaintPipeline.from_pretrained(tmp_path).unet.config.sample_size * 2
-    assert DiffusionPipeline.from_pretrained(tmp_path)._size(None, None) == (side, side)
+    assert DiffusionPipeline.from_pretrained(tmp_path).size(None, None) == (side, side)
 
 
 @pytest.mark.parametrize("unet", ["sd1", "inpaint"])

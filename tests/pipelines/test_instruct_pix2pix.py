@@ -18,7 +18,7 @@ from langevin import (
     InstructGuidance,
     StableDiffusionInstructPix2PixPipeline,
 )
-from tests.conftest import in_threads
+from tests.helpers import in_threads
 from tests.pipelines.family_checks import SCHEDULERS, UNETS, assert_same, generator, images, picture, pil, steps
 
 NAME = "StableDiffusionInstructPix2PixPipeline"
@@ -272,7 +272,9 @@ def test_bad_input_gets_one_clear_line(both, options, says):
 
 
 def test_a_network_without_channels_for_the_picture_is_refused(twins, both):
-    with pytest.raises(ValueError, match="takes 4 channels, where x and the picture together have 8"):
+    with pytest.raises(
+        ValueError, match=r"takes 4 channels, where x and what is joined to it \(image_latents\) have 8"
+    ):
         both(unet="sd1")[0]("a cat", image=pil(), **STEPS)
     with pytest.raises(ValueError, match="ImageChannels"):
         twins(unet="pix2pix")[0]("a cat", guiders=[InstructGuidance()], **STEPS)

@@ -120,7 +120,7 @@ def test_the_arguments_and_defaults_are_the_reference_ones():
 
     ours = inspect.signature(StableDiffusionPipelineSafe.__call__).parameters
     theirs = inspect.signature(diffusers.StableDiffusionPipelineSafe.__call__).parameters
-    assert set(theirs) - set(ours) == {"ip_adapter_image"}
+    assert set(theirs) <= set(ours)
     for name in theirs:
         if name not in ("ip_adapter_image", "prompt", "guidance_scale", "callback_steps"):
             assert ours[name].default == theirs[name].default, name
@@ -253,5 +253,5 @@ def test_unknown_arguments_and_bad_numbers_are_refused(pair):
     ours, _ = pair()
     with pytest.raises(TypeError, match="sld_scale"):
         ours("a cat", sld_scale=3)
-    with pytest.raises(ValueError, match=r"warmup_steps=-1"):
+    with pytest.raises(ValueError, match="sld_warmup_steps is -1"):
         ours("a cat", sld_warmup_steps=-1)

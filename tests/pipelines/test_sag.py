@@ -140,7 +140,7 @@ def test_the_same_level_gives_the_same_guidance_whatever_x_is_counted_in(pair):
 
 def test_a_scale_that_means_nothing_gets_one_clear_line(pair):
     ours, _ = pair()
-    with pytest.raises(ValueError, match="scale=-1 of SelfAttentionGuidance must be at least 0") as caught:
+    with pytest.raises(ValueError, match="sag_scale is -1; it must be a finite number, at least 0") as caught:
         ours("a cat", sag_scale=-1, **STEPS)
     assert "\n" not in str(caught.value)
     with pytest.raises(TypeError, match="sag_skale"):

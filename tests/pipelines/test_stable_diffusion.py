@@ -11,7 +11,7 @@ import torch
 
 from langevin import ClassifierFreeGuidance, Guider, StableDiffusionPipeline
 from langevin.media.picture import Picture
-from tests.conftest import in_threads
+from tests.helpers import in_threads
 from tests.pipelines.family_checks import ATOL, SCHEDULERS, assert_same, generator, images
 
 

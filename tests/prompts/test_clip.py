@@ -7,8 +7,8 @@ import logging
 import pytest
 import torch
 
-from langevin.prompts.clip import encode_prompts
-from tests.conftest import reference_parts
+from tests.helpers import reference_parts
+from tests.prompts.encoding import encode_prompts
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ import torch
 from compel.prompt_parser import PromptParser
 
 import langevin
-from langevin.prompts.clip import encode_prompts
 from langevin.prompts.compel import parse_compel
 from langevin.prompts.encoder import PromptEncoder
 from langevin.prompts.tree import And, Blend, Fragment, PromptSyntaxError, Text
 from langevin.prompts.weighting import GRAMMARS, Encoding, embed_trees, weigh_and_hide
-from tests.conftest import reference_parts
+from tests.helpers import reference_parts
+from tests.prompts.encoding import encode_prompts
 
 BOX = Path(langevin.__file__).parent / "zoo" / "weights" / "shapes"
 WRITTEN = r"""

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import langevin
-from langevin.guiders.base import Step
 from langevin.guiders.prompt_schedule import PromptSchedule
+from langevin.guiders.step import Step
 from langevin.prompts.edited import edited_conditions
 from langevin.prompts.editing import merge_schedules, prompt_schedule
 

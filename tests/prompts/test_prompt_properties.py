@@ -9,10 +9,10 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from langevin.prompts.clip import encode_prompts
 from langevin.prompts.compel import parse_compel
 from langevin.prompts.tree import And, Fragment, PromptSyntaxError, Text
-from tests.conftest import reference_parts
+from tests.helpers import reference_parts
+from tests.prompts.encoding import encode_prompts
 
 ATOMS = ["a", " ", "b c", "(", ")", '"', "+", "-", "--", ",", ".", "1.3", "0.5", "\\", "\\(", '\\"', "=", "[a:b:0.3]"]
 ATOMS += [

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import langevin
 from langevin.prompts.encoder import PromptEncoder
 from langevin.prompts.textual_inversion import TextualInversionLoaderMixin, expand_words
-from tests.conftest import reference_parts
+from tests.helpers import reference_parts
 
 WIDTH = 24
 

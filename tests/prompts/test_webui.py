@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langevin.prompts.clip import encode_prompts
 from langevin.prompts.tree import And, PromptSyntaxError, Text
 from langevin.prompts.webui import DIALECTS, parse_webui
-from tests.conftest import tiny_tokenizer
+from tests.helpers import tiny_tokenizer
+from tests.prompts.encoding import encode_prompts
 
 
 def text_of(prompt: str, dialect: str = "a1111") -> Text:

@@ -9,11 +9,11 @@ import torch
 import transformers
 
 from langevin.prompts.chunks import chunk_text, part_at_comma, part_at_sentence, part_at_word
-from langevin.prompts.clip import encode_prompts
 from langevin.prompts.encoder import PromptEncoder
 from langevin.prompts.tree import And, Fragment, Text
 from langevin.prompts.weighting import GRAMMARS, Encoding, embed_trees, grammar
-from tests.conftest import reference_parts
+from tests.helpers import reference_parts
+from tests.prompts.encoding import encode_prompts
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_hundreds_of_weights_are_encoded_in_small_batches(parts, encoder):
 
 
 def test_sd2_pads_with_an_exclamation_mark(parts, tmp_path):
-    from tests.conftest import tiny_tokenizer
+    from tests.helpers import tiny_tokenizer
 
     tokenizer = tiny_tokenizer(tmp_path)
     tokenizer.pad_token = "!"

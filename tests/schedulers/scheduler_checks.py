@@ -166,3 +166,15 @@ def unambiguous(calls: list[float], start: int) -> tuple:
     if calls.count(calls[start]) == 1 or (calls[start] != calls[0] and start == calls.index(calls[start]) + 1):
         return familiar, planned
     return (planned,) if calls[start] == calls[0] else (familiar,)
+
+
+def widened(theirs):
+    """The reference's with its tables as fp64: it divides by α, which is small at the noisy end."""
+    set_timesteps = theirs.set_timesteps
+
+    def then_widen(*args, **options):
+        set_timesteps(*args, **options)
+        theirs.betas, theirs.alphas = theirs.betas.double(), theirs.alphas.double()
+
+    theirs.set_timesteps = then_widen
+    return theirs

@@ -11,13 +11,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from scheduler_checks import SHAPE, STEPS, begin, both, distance, familiar, finite, network, planned, reference, starts
-from test_kdpm2 import same_lists
-from test_scheduler_meaning import FORMS, SPACINGS, gaussian_belief, sample
 
 import langevin
 from langevin import CosineDPMSolverMultistepScheduler, DPMSolverSDEScheduler
 from langevin.schedulers.brownian import brownian_path
+from tests.schedulers.brownian_checks import forbidden, on_a_path
+from tests.schedulers.meaning_checks import FORMS, gaussian_belief, sample
+from tests.schedulers.parity_checks import same_lists
+from tests.schedulers.scheduler_checks import (
+    SHAPE,
+    SPACINGS,
+    STEPS,
+    both,
+    distance,
+    familiar,
+    finite,
+    planned,
+    reference,
+    starts,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Should have t")  # the reference asks a little outside of its path
 
@@ -50,21 +62,6 @@ def label(value) -> str:
 def needs_scipy(config: dict) -> None:
     if config.get("use_beta_sigmas"):
         pytest.importorskip("scipy", reason="the reference needs scipy for beta sigmas")
-
-
-def forbidden(like):
-    raise AssertionError("noise was drawn where a path has it")
-
-
-def on_a_path(scheduler, steps, start=0, *, seed, dtype=torch.float32, shape=SHAPE, **options):
-    """``planned`` with noise from the Brownian path of a seed; so is the start's."""
-    run = scheduler.plan(steps, noise_sampler_seed=seed, **options)
-    x, _ = begin(shape, run.init_noise_sigma, seed if isinstance(seed, int) else seed[0], dtype)
-    path = [x]
-    for i in range(start, len(run)):
-        x = run.step(network(run.scale_model_input(x, i), run.timesteps[i]), i, x, forbidden).prev_sample
-        path.append(x)
-    return SimpleNamespace(path=path)
 
 
 def cosine_lists_equal(ours, theirs) -> None:

@@ -7,7 +7,12 @@ import math
 
 import pytest
 import torch
-from scheduler_checks import (
+
+import langevin
+from langevin import DEISMultistepScheduler
+from langevin.schedulers.logsnr.deis import adams_moments, adams_weights
+from tests.schedulers.meaning_checks import ode_error, sample
+from tests.schedulers.scheduler_checks import (
     FLOW_FORMS,
     STEPS,
     agrees_with_reference,
@@ -18,11 +23,6 @@ from scheduler_checks import (
     planned,
     reference,
 )
-from test_scheduler_meaning import ode_error, sample
-
-import langevin
-from langevin import DEISMultistepScheduler
-from langevin.schedulers.deis import adams_moments, adams_weights
 
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 CONFIGS = [
@@ -147,7 +147,7 @@ def test_coefficients_stay_exact_in_the_smallest_steps():
     """Over a thousand steps the weights still add up to what a constant ε integrates to."""
     run = DEISMultistepScheduler(solver_order=3, lower_order_final=False).plan(999)
     for i, target in enumerate(run.targets[:-1]):
-        of_x, weights, _ = run.coefficients[i][-1]
+        of_x, weights, _ = run.recipes[i][-1]
         want = target.sigma - target.alpha / run.levels[i].alpha * run.levels[i].sigma
         assert sum(weights) == pytest.approx(want, rel=1e-7)
         assert of_x == pytest.approx(target.alpha / run.levels[i].alpha)

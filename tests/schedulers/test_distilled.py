@@ -9,10 +9,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from scheduler_checks import STEPS, both, distance, familiar, finite, planned, reference, same_as_reference, starts
 
 import langevin
 from langevin import CMStochasticIterativeScheduler, LCMScheduler, TCDScheduler
+from tests.schedulers.scheduler_checks import (
+    STEPS,
+    both,
+    distance,
+    familiar,
+    finite,
+    planned,
+    reference,
+    same_as_reference,
+    starts,
+)
 
 LCM, TCD, CM = "LCMScheduler", "TCDScheduler", "CMStochasticIterativeScheduler"
 SHARED = [

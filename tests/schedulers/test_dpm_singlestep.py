@@ -7,7 +7,12 @@ import math
 
 import pytest
 import torch
-from scheduler_checks import (
+
+import langevin
+from langevin import DPMSolverSinglestepScheduler
+from langevin.schedulers.logsnr.dpm_singlestep import orders_of
+from tests.schedulers.meaning_checks import gaussian_belief, sample
+from tests.schedulers.scheduler_checks import (
     FLOW_FORMS,
     STEPS,
     both,
@@ -20,11 +25,6 @@ from scheduler_checks import (
     starts,
     unambiguous,
 )
-from test_scheduler_meaning import gaussian_belief, sample
-
-import langevin
-from langevin import DPMSolverSinglestepScheduler
-from langevin.schedulers.dpm_singlestep import orders_of
 
 NAME = "DPMSolverSinglestepScheduler"
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

@@ -7,7 +7,10 @@ import math
 
 import pytest
 import torch
-from scheduler_checks import (
+
+import langevin
+from langevin import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from tests.schedulers.scheduler_checks import (
     STEPS,
     agrees_with_reference,
     both,
@@ -18,9 +21,6 @@ from scheduler_checks import (
     same_as_reference,
     starts,
 )
-
-import langevin
-from langevin import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 
 NAMES = ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"]
 SHARED = [

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from scheduler_checks import EVERY, FLOW_FORMS, SHAPE, SPACINGS, begin, network
-from test_scheduler_meaning import gaussian_belief, sample
 
 import langevin
-from langevin.schedulers.vq_diffusion import draw_uniform
+from langevin.schedulers.discrete.vq_diffusion import draw_uniform
+from tests.schedulers.meaning_checks import gaussian_belief, sample
+from tests.schedulers.scheduler_checks import EVERY, FLOW_FORMS, SHAPE, SPACINGS, begin, network
 
 CODES = {"num_vec_classes": 17}
 INVERSIONS = [name for name in EVERY if "Inverse" in name]

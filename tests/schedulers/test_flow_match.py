@@ -8,10 +8,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from scheduler_checks import STEPS, both, distance, familiar, finite, planned, reference, same_as_reference, starts
 
 import langevin
 from langevin import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from tests.schedulers.scheduler_checks import (
+    STEPS,
+    both,
+    distance,
+    familiar,
+    finite,
+    planned,
+    reference,
+    same_as_reference,
+    starts,
+)
 
 EULER, HEUN = "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"
 DYNAMIC = {"use_dynamic_shifting": True}

@@ -8,8 +8,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scheduler_checks import distance, familiar, planned
-from test_scheduler_meaning import FORMS, gaussian_belief, told
 
 import langevin
 from langevin import (
@@ -31,6 +29,8 @@ from langevin import (
 )
 from langevin.denoiser import NetworkDenoiser
 from langevin.loop import denoise
+from tests.schedulers.meaning_checks import FORMS, gaussian_belief, told
+from tests.schedulers.scheduler_checks import distance, familiar, planned
 
 FURTHER = [
     DPMAdaptiveScheduler,

@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from scheduler_checks import FLOW_FORMS, STEPS, agrees_with_reference, both, distance, familiar, planned, reference
 
 import langevin
 from langevin import (
@@ -15,6 +14,16 @@ from langevin import (
     DDIMScheduler,
     DPMSolverMultistepInverseScheduler,
     DPMSolverMultistepScheduler,
+)
+from tests.schedulers.scheduler_checks import (
+    FLOW_FORMS,
+    STEPS,
+    agrees_with_reference,
+    both,
+    distance,
+    familiar,
+    planned,
+    reference,
 )
 
 DDIM, DPM = "DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"

@@ -7,23 +7,20 @@ import math
 
 import pytest
 import torch
-from scheduler_checks import STEPS, agrees_with_reference, both, distance, familiar, planned, reference, starts
 
 import langevin
 from langevin import IPNDMScheduler
-
-
-def widened(theirs):
-    """The reference's with its tables as fp64: it divides by α, which is small at the noisy end."""
-    set_timesteps = theirs.set_timesteps
-
-    def then_widen(*args, **options):
-        set_timesteps(*args, **options)
-        theirs.betas, theirs.alphas = theirs.betas.double(), theirs.alphas.double()
-
-    theirs.set_timesteps = then_widen
-    return theirs
-
+from tests.schedulers.scheduler_checks import (
+    STEPS,
+    agrees_with_reference,
+    both,
+    distance,
+    familiar,
+    planned,
+    reference,
+    starts,
+    widened,
+)
 
 # -- numbers of the reference ----------------------------------------------------------------------------------------
 

@@ -5,65 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from scheduler_checks import SHAPE, STEPS, begin, both, distance, finite, network, reference, starts
 
 from langevin import KarrasVeScheduler
-
-CONFIGS = [
-    {},
-    {"sigma_min": 0.05, "sigma_max": 9.0},
-    {"sigma_max": 5.0, "s_churn": 30, "s_min": 0.3, "s_max": 100.0, "s_noise": 1.0},  # raised from the first step on
-    {"s_churn": 0},
-]
-
-
-def score(x, sigma):
-    """A network of small slope: the default first step, from σ = 10000, multiplies every rounding error by 5000."""
-    return -0.2 * network(x / (1 + float(sigma)), math.log(float(sigma) + 1e-3) * 50, x.shape[1])
-
-
-def walk(scheduler, steps, start=0, seed=0):
-    """As the pipeline of this sampler calls it; ``start`` counts steps."""
-    scheduler.set_timesteps(steps)
-    # In fp64: the reference multiplies the network's output by σ, adds x, subtracts x and divides by σ.
-    x, generator = begin(SHAPE, scheduler.init_noise_sigma, seed, torch.float64)
-    path, originals = [], []
-    for t in scheduler.timesteps[start:]:
-        sigma = scheduler.schedule[t]
-        following = scheduler.schedule[t - 1] if t > 0 else 0
-        raised, hat = scheduler.add_noise_to_input(x, sigma, generator=generator)
-        path.append(raised)
-        out = scheduler.step(score(raised, hat), hat, following, raised)
-        originals.append(out.pred_original_sample)
-        if following != 0:
-            path.append(out.prev_sample)
-            again = score(out.prev_sample, following)
-            out = scheduler.step_correct(again, hat, following, raised, out.prev_sample, out["derivative"])
-            originals.append(out.pred_original_sample)
-        x = out.prev_sample
-    return SimpleNamespace(path=[*path, x], originals=originals)
-
-
-def planned(scheduler, steps, start=0, seed=0, **options):
-    run = scheduler.plan(steps, **options)
-    x, generator = begin(SHAPE, 1.0, seed, torch.float64)
-
-    def noise(like):
-        return torch.randn(like.shape, generator=generator)
-
-    # Begun late, x is that of the first step, raised as the step it begins with says: so the reference's loop has it.
-    x = run.begin(x, noise) if start == 0 else run.start * x + run.added[start] * noise(x)
-    path, originals = [x], []
-    for i in range(2 * start, len(run)):
-        out = run.step(score(x, run.timesteps[i]), i, x, noise)
-        x = out.prev_sample
-        path.append(x)
-        originals.append(out.pred_original_sample)
-    return SimpleNamespace(path=path, originals=originals)
+from tests.schedulers.karras_ve_checks import CONFIGS, planned, walk
+from tests.schedulers.scheduler_checks import STEPS, both, distance, finite, reference, starts
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -113,7 +61,7 @@ def test_as_published_sigma_goes_from_max_to_min_and_noise_is_drawn_only_when_ne
             return torch.zeros_like(like)
 
         run = scheduler.plan(18, as_published=published)
-        x = run.begin(torch.ones(2, 3, 4, 4), noise)
+        x = run.begin(lambda: torch.ones(2, 3, 4, 4), noise, (2, 3, 4, 4), "cpu")
         for i in range(len(run)):
             x = run.step(x, i, x, noise).prev_sample
         assert len(drawn) == (sum(inside) if published else 18)
@@ -153,7 +101,8 @@ def test_it_gives_a_gaussian_s_mean_and_spread(churn):
     for begin_with in ("begin", "init_noise_sigma"):
         run = scheduler.plan(60, as_published=True)
         z = torch.randn(1, 1, 100, 200, dtype=torch.float64)
-        x = run.begin(z, torch.randn_like) if begin_with == "begin" else z * run.init_noise_sigma
+        raised = run.begin(lambda z=z: z, torch.randn_like, z.shape, z.device)
+        x = raised if begin_with == "begin" else z * run.init_noise_sigma
         end = sample(run, x, believes(0.4, 0.7))
         assert end.mean().item() == pytest.approx(0.4, abs=0.03)
         assert end.std().item() == pytest.approx(0.7, rel=0.04)
@@ -200,7 +149,8 @@ def test_what_the_reference_refuses_is_refused():
 def test_the_sample_keeps_its_precision_and_the_meta_device_works(dtype):
     for device in ("cpu", "meta"):
         run = KarrasVeScheduler(sigma_max=40.0, s_max=90.0).plan(4, as_published=True)
-        x = run.begin(torch.ones(1, 3, 4, 4, dtype=dtype, device=device), torch.zeros_like)
+        ones = torch.ones(1, 3, 4, 4, dtype=dtype, device=device)
+        x = run.begin(lambda ones=ones: ones, torch.zeros_like, ones.shape, device)
         for i in range(len(run)):
             out = run.step(x, i, x, torch.zeros_like)
             assert out.prev_sample.dtype == out.pred_original_sample.dtype == run.add_noise(x, x, i).dtype == dtype

@@ -7,11 +7,23 @@ import math
 
 import pytest
 import torch
-from scheduler_checks import STEPS, both, distance, familiar, finite, planned, reference, same_as_reference, starts
-from test_scheduler_meaning import FORMS, SPACINGS, gaussian_belief, ode_error, sample
 
 import langevin
 from langevin import KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler
+from tests.schedulers.meaning_checks import FORMS, gaussian_belief, ode_error, sample
+from tests.schedulers.parity_checks import same_lists
+from tests.schedulers.scheduler_checks import (
+    SPACINGS,
+    STEPS,
+    both,
+    distance,
+    familiar,
+    finite,
+    planned,
+    reference,
+    same_as_reference,
+    starts,
+)
 
 NAMES = ["KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"]
 LATENT = {"beta_schedule": "scaled_linear"}
@@ -33,14 +45,6 @@ CONFIGS = [
 
 def label(config: dict) -> str:
     return "-".join(f"{k}={'…' if k == 'trained_betas' else v}" for k, v in config.items()) or "default"
-
-
-def same_lists(ours, theirs) -> None:
-    known = theirs.timesteps.isfinite()  # the root of a rounding error below zero is none
-    mine, his = (scheduler.timesteps.double()[known] for scheduler in (ours, theirs))
-    torch.testing.assert_close(mine, his, rtol=1e-5, atol=2e-4)
-    torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=2e-6, atol=1e-7)
-    assert float(ours.init_noise_sigma) == pytest.approx(float(theirs.init_noise_sigma), rel=1e-6)
 
 
 # -- numbers of the reference ----------------------------------------------------------------------------------------

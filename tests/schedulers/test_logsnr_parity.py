@@ -5,10 +5,19 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
-from scheduler_checks import FLOW_FORMS
-from test_scheduler_parity import LATENT, SHARED, SIGMA, SPACED, ZERO_SNR, label, lists_agree, trajectories_agree
 
 import langevin
+from tests.schedulers.parity_checks import (
+    LATENT,
+    SHARED,
+    SIGMA,
+    SPACED,
+    ZERO_SNR,
+    label,
+    lists_agree,
+    trajectories_agree,
+)
+from tests.schedulers.scheduler_checks import FLOW_FORMS
 
 THIRD = {"solver_order": 3, **LATENT}
 SDE = {"algorithm_type": "sde-dpmsolver++", **LATENT}

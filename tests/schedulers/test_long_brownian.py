@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from scheduler_checks import both, distance, familiar, planned
-from test_brownian_solvers import on_a_path
+
+from tests.schedulers.brownian_checks import on_a_path
+from tests.schedulers.scheduler_checks import both, distance, familiar, planned
 
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import test_karras_ve
-import test_repaint
-import test_score_sde
-import test_unclip
-import test_vq_diffusion
 import torch
-from scheduler_checks import ALSO_THERE, both, distance, familiar, in_double, planned
-from test_ipndm import widened
+
+from tests.schedulers import karras_ve_checks, repaint_checks, score_sde_checks, unclip_checks, vq_diffusion_checks
+from tests.schedulers.scheduler_checks import ALSO_THERE, both, distance, familiar, in_double, planned, widened
 
 STEPS = 999
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -81,51 +77,51 @@ def test_999_steps_equal_the_reference(k):
         assert distance(through(ours, STEPS, start, dtype=dtype), want) < 1e-5, through.__name__
 
 
-@pytest.mark.parametrize("config", test_karras_ve.CONFIGS[1:3], ids=str)
+@pytest.mark.parametrize("config", karras_ve_checks.CONFIGS[1:3], ids=str)
 def test_999_steps_of_karras_s_sampler_equal_the_reference(config):
     ours, theirs = both("KarrasVeScheduler", **config)
-    want = test_karras_ve.walk(theirs, STEPS)
-    for through in (test_karras_ve.walk, test_karras_ve.planned):
+    want = karras_ve_checks.walk(theirs, STEPS)
+    for through in (karras_ve_checks.walk, karras_ve_checks.planned):
         assert distance(through(ours, STEPS), want) < 1e-5
 
 
-@pytest.mark.parametrize("config", test_repaint.CONFIGS[:2], ids=str)
+@pytest.mark.parametrize("config", repaint_checks.CONFIGS[:2], ids=str)
 def test_999_steps_of_repaint_equal_the_reference(config):
     ours, theirs = both("RePaintScheduler", **config)
-    original, mask = test_repaint.picture()
-    want = test_repaint.walk(theirs, STEPS, (500, 2), dtype=torch.float64)
-    assert distance(test_repaint.walk(ours, STEPS, (500, 2), dtype=torch.float64), want) < 1e-5
+    original, mask = repaint_checks.picture()
+    want = repaint_checks.walk(theirs, STEPS, (500, 2), dtype=torch.float64)
+    assert distance(repaint_checks.walk(ours, STEPS, (500, 2), dtype=torch.float64), want) < 1e-5
     options = {"mask": mask, "original": original, "jump_length": 500, "jump_n_sample": 2}
     assert distance(planned(ours, STEPS, dtype=torch.float64, **options), want) < 1e-5
 
 
-@pytest.mark.parametrize("config", test_score_sde.VE[1:], ids=str)
+@pytest.mark.parametrize("config", score_sde_checks.VE[1:], ids=str)
 def test_999_steps_of_the_variance_exploding_sde_equal_the_reference(config):
-    ours, theirs = test_score_sde.both("ScoreSdeVeScheduler", **config)
-    want = test_score_sde.walk(theirs, STEPS)
-    for through in (test_score_sde.walk, test_score_sde.through_plan):
+    ours, theirs = score_sde_checks.both("ScoreSdeVeScheduler", **config)
+    want = score_sde_checks.walk(theirs, STEPS)
+    for through in (score_sde_checks.walk, score_sde_checks.through_plan):
         assert distance(through(ours, STEPS), want) < 1e-5
 
 
-@pytest.mark.parametrize("config", test_score_sde.VP, ids=str)
+@pytest.mark.parametrize("config", score_sde_checks.VP, ids=str)
 def test_999_steps_of_the_variance_preserving_sde_equal_the_reference(config):
-    ours, theirs = test_score_sde.both("ScoreSdeVpScheduler", **config)
-    want = test_score_sde.walk_vp(theirs, STEPS)
-    for through in (test_score_sde.walk_vp, test_score_sde.planned_vp):
+    ours, theirs = score_sde_checks.both("ScoreSdeVpScheduler", **config)
+    want = score_sde_checks.walk_vp(theirs, STEPS)
+    for through in (score_sde_checks.walk_vp, score_sde_checks.planned_vp):
         assert distance(through(ours, STEPS), want) < 1e-5
 
 
-@pytest.mark.parametrize("config", test_unclip.CONFIGS[:2], ids=str)
+@pytest.mark.parametrize("config", unclip_checks.CONFIGS[:2], ids=str)
 def test_999_steps_of_unclip_equal_the_reference(config):
     ours, theirs = both("UnCLIPScheduler", **config)
-    want = test_unclip.walk(theirs, STEPS)
-    for through in (test_unclip.walk, planned):
+    want = unclip_checks.walk(theirs, STEPS)
+    for through in (unclip_checks.walk, planned):
         assert distance(through(ours, STEPS), want) < 1e-5
 
 
-@pytest.mark.parametrize("config", test_vq_diffusion.CONFIGS[::2], ids=str)
+@pytest.mark.parametrize("config", vq_diffusion_checks.CONFIGS[::2], ids=str)
 def test_999_steps_of_codes_equal_the_reference(config):
     ours, theirs = both("VQDiffusionScheduler", **config, num_train_timesteps=1000)
-    want = test_vq_diffusion.walk(theirs, STEPS)
-    for through in (test_vq_diffusion.walk, test_vq_diffusion.planned):
+    want = vq_diffusion_checks.walk(theirs, STEPS)
+    for through in (vq_diffusion_checks.walk, vq_diffusion_checks.planned):
         assert torch.equal(through(ours, STEPS), want)

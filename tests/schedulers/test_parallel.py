@@ -7,10 +7,18 @@ import json
 
 import pytest
 import torch
-from scheduler_checks import agrees_with_reference, both, distance, familiar, network, planned, reference
 
 import langevin
 from langevin import DDIMParallelScheduler, DDIMScheduler, DDPMParallelScheduler
+from tests.schedulers.scheduler_checks import (
+    agrees_with_reference,
+    both,
+    distance,
+    familiar,
+    network,
+    planned,
+    reference,
+)
 
 NAMES = ["DDIMParallelScheduler", "DDPMParallelScheduler"]
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

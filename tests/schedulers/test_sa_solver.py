@@ -7,14 +7,23 @@ import math
 
 import pytest
 import torch
-from scheduler_checks import FLOW_FORMS, STEPS, agrees_with_reference, both, distance, familiar, planned, reference
-from test_scheduler_meaning import gaussian_belief, sample
 
 import langevin
 from langevin import SASolverScheduler
 from langevin.checkpoints.errors import CheckpointError
+from langevin.schedulers.logsnr.sa_solver import sa_weights
 from langevin.schedulers.noise import Level
-from langevin.schedulers.sa_solver import sa_weights
+from tests.schedulers.meaning_checks import gaussian_belief, sample
+from tests.schedulers.scheduler_checks import (
+    FLOW_FORMS,
+    STEPS,
+    agrees_with_reference,
+    both,
+    distance,
+    familiar,
+    planned,
+    reference,
+)
 
 NAME = "SASolverScheduler"
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

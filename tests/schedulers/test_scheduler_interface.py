@@ -7,7 +7,10 @@ import json
 
 import pytest
 import torch
-from scheduler_checks import (
+
+import langevin
+from langevin import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from tests.schedulers.scheduler_checks import (
     ALSO_THERE,
     GOES_BACK,
     NAMES,
@@ -20,9 +23,6 @@ from scheduler_checks import (
     planned,
     reference,
 )
-
-import langevin
-from langevin import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
 
 
 def test_plan_takes_exactly_one_way_of_choosing_levels():

@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from scheduler_checks import NAMES, SPACINGS
 
 import langevin
 from langevin import (
@@ -21,37 +20,10 @@ from langevin import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
-
-FORMS = ["epsilon", "v_prediction", "sample"]
-
+from tests.schedulers.meaning_checks import FORMS, gaussian_belief, ode_error, sample
+from tests.schedulers.scheduler_checks import NAMES, SPACINGS
 
 NO_BOUND = {"DDIMScheduler": {"clip_sample": False}, "DDPMScheduler": {"clip_sample": False}}
-
-
-def told(form: str, x0: torch.Tensor, run, i: int, x: torch.Tensor) -> torch.Tensor:
-    """The output of a network of that form which believes in x0."""
-    alpha, sigma = run.levels[i]
-    norm = math.hypot(alpha, sigma)
-    alpha, sigma, x = alpha / norm, sigma / norm, x / norm
-    noise = (x - alpha * x0) / max(sigma, 1e-12)
-    return {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[form]
-
-
-def gaussian_belief(mean: float, deviation: float):
-    """E[x0 | x] when x0 ~ N(mean, deviation²)."""
-
-    def x0(run, i, x):
-        alpha, sigma = run.levels[i]
-        gain = alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2)
-        return mean + gain * (x - alpha * mean)
-
-    return x0
-
-
-def sample(run, x, believe, form="epsilon", start=0, noise=torch.randn_like):
-    for i in range(start, len(run)):
-        x = run.step(told(form, believe(run, i, x), run, i, x), i, x, noise).prev_sample
-    return x
 
 
 def deterministic() -> list[tuple]:
@@ -150,16 +122,6 @@ def test_epsilon_v_and_x0_forms_agree(name, config):
         ends.append(sample(run, x, gaussian_belief(0.3, 0.8), form, noise=noise))
     for end in ends[1:]:
         torch.testing.assert_close(end, ends[0], rtol=1e-9, atol=1e-9)
-
-
-def ode_error(scheduler, steps: int, **options) -> float:
-    """Distance from the exact end of the probability-flow ODE of a Gaussian, which is known in closed form."""
-    mean, deviation = 0.4, 0.7
-    run = scheduler.plan(steps, **options)
-    alpha, sigma = run.levels[0]
-    x = torch.linspace(-2, 2, 64, dtype=torch.float64).reshape(1, 1, 8, 8) * math.hypot(sigma, alpha * deviation)
-    exact = mean + deviation * (x - alpha * mean) / math.hypot(sigma, alpha * deviation)
-    return (sample(run, x, gaussian_belief(mean, deviation)) - exact).abs().max().item()
 
 
 @pytest.mark.parametrize(

@@ -3,62 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from scheduler_checks import SHAPE, STEPS, begin, distance, network, reference, starts
 
-import langevin
-import langevin.schedulers.score_sde_ve
 from langevin import ScoreSdeVeScheduler, ScoreSdeVpScheduler
-
-VE = [
-    {},
-    {"snr": 0.3, "sigma_min": 0.05, "sigma_max": 20.0, "correct_steps": 2},
-    {"correct_steps": 0, "sampling_eps": 1e-3, "sigma_max": 50.0},
-]
-
-
-def both(name, **config):
-    """(ours, the reference's), which has one of these two among the deprecated."""
-    from diffusers.schedulers import deprecated
-
-    theirs = getattr(deprecated if name == "ScoreSdeVpScheduler" else reference(), name)
-    return getattr(langevin, name)(**config), theirs(**config)
-
-
-def score(x, sigma):
-    return -network(x / (1 + float(sigma)), math.log(float(sigma)) * 50, x.shape[1]) / (1 + float(sigma))
-
-
-def walk(scheduler, steps, seed=0, start=0):
-    """As the pipeline of this sampler calls it."""
-    x, generator = begin(SHAPE, scheduler.init_noise_sigma, seed, torch.float32)
-    scheduler.set_timesteps(steps)
-    scheduler.set_sigmas(steps)
-    path = [x]
-    for t, sigma in list(zip(scheduler.timesteps, scheduler.sigmas, strict=True))[start:]:
-        for _ in range(scheduler.config.correct_steps):
-            x = scheduler.step_correct(score(x, sigma), x, generator=generator).prev_sample
-            path.append(x)
-        out = scheduler.step_pred(score(x, sigma), t, x, generator=generator)
-        x = out.prev_sample
-        path.append(x)
-    return SimpleNamespace(path=[*path[:-1], out.prev_sample_mean])
-
-
-def through_plan(scheduler, steps, seed=0, start=0, **options):
-    run = scheduler.plan(steps, **options)
-    x, generator = begin(SHAPE, run.init_noise_sigma, seed, torch.float32)
-    path = [x]
-    for i in range(start * (scheduler.config.correct_steps + 1), len(run)):
-        x = run.step(
-            score(x, run.timesteps[i]), i, x, lambda like: torch.randn(like.shape, generator=generator)
-        ).prev_sample
-        path.append(x)
-    return SimpleNamespace(path=path)
+from langevin.schedulers.continuous.score_sde_ve import langevin_step
+from tests.schedulers.scheduler_checks import STEPS, distance, starts
+from tests.schedulers.score_sde_checks import VE, VP, both, planned_vp, score, through_plan, walk, walk_vp
 
 
 @pytest.mark.parametrize("config", VE, ids=str)
@@ -134,8 +86,8 @@ def test_as_published_network_and_steps_count_with_the_same_sigma():
     sigmas = run.timesteps[::3]
     assert sigmas == pytest.approx([10.0, 10**0.5, 1.0, 10**-0.5, 0.1])
     for k, following in enumerate([*sigmas[1:], 0.0]):
-        assert run.variances[3 * k : 3 * k + 2] == [None, None]
-        assert run.variances[3 * k + 2] == pytest.approx(sigmas[k] ** 2 - following**2)
+        assert run.weights[3 * k : 3 * k + 2] == [None, None]
+        assert run.weights[3 * k + 2].of_output == pytest.approx(sigmas[k] ** 2 - following**2)
         assert run.targets[3 * k] == run.levels[3 * k]
         assert run.targets[3 * k + 2].sigma == pytest.approx(following)
 
@@ -174,7 +126,7 @@ def test_corrections_alone_lead_to_the_distribution():
     torch.manual_seed(0)
     x = torch.full((1, 1, 100, 100), 1.5, dtype=torch.float64)
     for _ in range(400):
-        x = langevin.schedulers.score_sde_ve.langevin_step(x, -(x - 0.4) / 0.7**2, torch.randn_like(x), 0.2)
+        x = langevin_step(x, -(x - 0.4) / 0.7**2, torch.randn_like(x), 0.2)
     assert x.mean().item() == pytest.approx(0.4, abs=0.03)
     assert x.std().item() == pytest.approx(0.7, rel=0.05)
 
@@ -185,7 +137,7 @@ def test_spacings_and_own_sigmas():
     assert spaced.timesteps[0] == pytest.approx(80.0)
     assert spaced.timesteps[-1] == pytest.approx(0.002)
     own = scheduler.plan(sigmas=[*spaced.timesteps, 0.0])
-    assert own.variances == pytest.approx(spaced.variances)
+    torch.testing.assert_close(torch.tensor(own.weights), torch.tensor(spaced.weights))
     with pytest.raises(ValueError, match="'leading'"):
         scheduler.with_spacing("leading").plan(5)
     for make, word in ((ScoreSdeVeScheduler, "give sigmas"), (ScoreSdeVpScheduler, "descending, at most 1")):
@@ -196,29 +148,6 @@ def test_spacings_and_own_sigmas():
 
 
 # -- variance preserving ---------------------------------------------------------------------------------------------
-
-VP = [{}, {"beta_min": 0.2, "beta_max": 12.0, "sampling_eps": 1e-2}]
-
-
-def walk_vp(scheduler, steps, seed=0, start=0):
-    x, generator = begin(SHAPE, 1.0, seed, torch.float32)
-    scheduler.set_timesteps(steps)
-    path = [x]
-    for t in scheduler.timesteps[start:]:
-        x, mean = scheduler.step_pred(network(x, 1000 * t), x, t, generator=generator)
-        path.append(x)
-    return SimpleNamespace(path=[*path[:-1], mean])
-
-
-def planned_vp(scheduler, steps, seed=0, start=0):
-    run = scheduler.plan(steps)
-    x, generator = begin(SHAPE, run.init_noise_sigma, seed, torch.float32)
-    path = [x]
-    for i in range(start, len(run)):
-        z = torch.randn(x.shape, generator=generator)
-        x = run.step(network(x, 1000 * run.timesteps[i]), i, x, lambda like, z=z: z).prev_sample
-        path.append(x)
-    return SimpleNamespace(path=path)
 
 
 @pytest.mark.parametrize("config", VP, ids=str)
@@ -257,7 +186,7 @@ def test_variance_preserving_spacings_and_own_levels():
     assert (karras.sigmas[0], karras.sigmas[-2]) == pytest.approx((80.0, 0.05))
     own = scheduler.plan(sigmas=karras.sigmas)
     assert own.timesteps == pytest.approx(karras.timesteps)
-    torch.testing.assert_close(torch.tensor(own.coefficients), torch.tensor(karras.coefficients))
+    torch.testing.assert_close(torch.tensor(own.weights), torch.tensor(karras.weights))
     assert scheduler.plan(timesteps=[0.8, 0.5, 0.1]).timesteps == pytest.approx([0.8, 0.5, 0.1])
     half = scheduler.plan(sigmas=[20.0, 5.0, 1.0])
     assert half.targets[-1].ratio == pytest.approx(1.0)

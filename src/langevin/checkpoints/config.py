@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import enum
 import functools
 import inspect
-import json
 import logging
 import os
 import warnings
-from pathlib import Path, PurePath
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
+from langevin.checkpoints import folders, saving, settings
+from langevin.checkpoints.boundary import reading
 from langevin.checkpoints.errors import CheckpointError
+from langevin.checkpoints.files import read_json, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class ConfigMixin:
     """
 
     config_name: str = "config.json"
+    #: under which name ``model_index.json`` says where the class is to be found
+    library_name: str = "diffusers"
     #: constructor arguments that are no settings, such as other objects
     ignore_for_config: list[str] = []
 
@@ -88,8 +92,6 @@ class ConfigMixin:
         Raises:
             CheckpointError: there is no such file, or it is not a JSON object.
         """
-        from langevin.checkpoints import folders
-
         hub = folders.take_options(kwargs)
         commit = None
         if isinstance(source, dict):
@@ -192,7 +194,12 @@ class ConfigMixin:
         config, kwargs = cls.load_config(
             pretrained_model_name_or_path, subfolder=subfolder, return_unused_kwargs=True, **kwargs
         )
-        return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        if isinstance(pretrained_model_name_or_path, dict):
+            return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        file = Path(pretrained_model_name_or_path, subfolder or "", cls.config_name)
+        settings.check(cls, {name: value for name, value in config.items() if name not in kwargs}, file)
+        with reading(f"{file} as the config of a {cls.__name__}", "correct the file, or use another"):
+            return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write the config file into a folder, which is made if need be. The file is replaced in one move.
@@ -204,8 +211,6 @@ class ConfigMixin:
         Raises:
             CheckpointError: the folder is a file, or a setting cannot be written as JSON.
         """
-        from langevin.checkpoints import folders, saving
-
         saving.replace_file(saving.make_folder(save_directory) / self.config_name, self.to_json_string().encode())
         if push_to_hub:
             folders.push(save_directory, **kwargs)
@@ -216,11 +221,7 @@ class ConfigMixin:
 
     def to_json_string(self) -> str:
         """The config as JSON, keys sorted."""
-        # where it was read from is no setting, and nobody else's business
-        entries = {k: v for k, v in self.config.items() if k not in ("_use_default_values", "_name_or_path")}
-        entries["_class_name"] = type(self).__name__
-        entries["_diffusers_version"] = REFERENCE_VERSION
-        return to_json(entries)
+        return config_text(type(self).__name__, self.config)
 
     def to_json_file(self, path: str | os.PathLike) -> None:
         """Write :meth:`to_json_string` into a file."""
@@ -237,6 +238,13 @@ class ConfigMixin:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
+
+
+def config_text(class_name: str, entries: Mapping[str, Any]) -> str:
+    """The text of a config file: the entries of an object of that class as JSON, keys sorted."""
+    # where it was read from is no setting, and nobody else's business
+    kept = {k: v for k, v in entries.items() if k not in ("_use_default_values", "_name_or_path")}
+    return to_json({**kept, "_class_name": class_name, "_diffusers_version": REFERENCE_VERSION})
 
 
 def register_to_config(init: Any) -> Any:
@@ -264,57 +272,3 @@ def register_to_config(init: Any) -> Any:
         init(self, *args, **kwargs)
 
     return wrapped
-
-
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises:
-        CheckpointError: the file is missing, unreadable, or something other than a JSON object.
-    """
-    path = Path(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        from langevin.checkpoints.folders import listing
-
-        there = f"the folder has: {listing(path.parent)}" if path.parent.is_dir() else "nor is there such a folder"
-        raise CheckpointError(f"There is no {path.name} in {path.parent}; {there}.") from None
-    except OSError as error:
-        raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); the file is damaged or incomplete.") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}; a config is a JSON object.")
-    return value
-
-
-def to_json(entries: dict[str, Any]) -> str:
-    """A config as JSON text: sorted keys, two spaces, arrays and tuples as lists, paths and dtypes as text.
-
-    Raises:
-        CheckpointError: a value has no JSON form; the message names its key.
-    """
-    plain = {key: _plain(value, key) for key, value in entries.items()}
-    return json.dumps(plain, indent=2, sort_keys=True) + "\n"
-
-
-def _plain(value: Any, key: str) -> Any:
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, dict):
-        return {str(k): _plain(v, f"{key}.{k}") for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
-        return [_plain(v, key) for v in items]
-    if isinstance(value, PurePath):
-        return value.as_posix()
-    if isinstance(value, enum.Enum):
-        return _plain(value.value, key)
-    if isinstance(value, (bool, int, float, str)):  # subclasses, such as torch.Size's or numpy's
-        return next(kind(value) for kind in (int, float, str) if isinstance(value, kind))
-    if hasattr(value, "tolist"):  # numpy arrays and scalars, tensors
-        return _plain(value.tolist(), key)
-    if str(value).startswith("torch."):  # a dtype or device
-        return str(value).removeprefix("torch.")
-    raise CheckpointError(f"The setting {key!r} is a {type(value).__name__}, which has no JSON form.")

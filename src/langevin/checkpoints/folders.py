@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from langevin.checkpoints.boundary import first_line
 from langevin.checkpoints.errors import CheckpointError
+from langevin.checkpoints.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +56,12 @@ def resolve(
         CheckpointError: it is nowhere to be found; the message says where it was looked for.
     """
     name = os.fspath(name_or_path)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
+    try:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return folder
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, or of a user that is not known
+        raise CheckpointError(f"There can be no folder {name[:200]!r}: {first_line(error)}. {_box_line()}") from None
     if re.fullmatch(r"langevin/[\w-]+", name):  # the box's names are never asked of the hub
         boxed = BOX / name.removeprefix("langevin/")
         if boxed.is_dir():
@@ -171,7 +176,11 @@ def inside(root: str | os.PathLike, *parts: str | None) -> Path:
     top = Path(root)
     given = [part for part in parts if part]
     path = top.joinpath(*given)
-    real_top, real = top.resolve(), path.resolve()
+    try:
+        real_top, real = top.resolve(), path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long or with a zero in it
+        said = f"{'/'.join(given)!r}"[:200]
+        raise CheckpointError(f"{said} in the checkpoint {top} cannot be opened: {first_line(error)}.") from None
     allowed = [real_top]
     for parent in top.absolute().parents:
         if parent.name.startswith("models--"):
@@ -183,12 +192,6 @@ def inside(root: str | os.PathLike, *parts: str | None) -> Path:
         to = f" (a link to {real})" if within else ""
         raise CheckpointError(f"{said} in the checkpoint {top} leads out of its folder{to}; it is not opened.")
     return path
-
-
-def listing(folder: Path, most: int = 8) -> str:
-    """The names in a folder, for error messages."""
-    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    return ", ".join(names[:most]) + ", …" * (len(names) > most) or "nothing"
 
 
 def commit_of(folder: Path) -> str | None:
@@ -232,8 +235,6 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _scan(candidates: Iterable[tuple[str, Path]]) -> list[Found]:
-    from langevin.checkpoints.config import read_json
-
     found = []
     for name, folder in candidates:
         for file in ("model_index.json", "config.json"):

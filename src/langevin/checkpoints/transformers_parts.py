@@ -9,15 +9,17 @@ import contextlib
 import importlib.util
 import logging
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from langevin.checkpoints import folders, weights
-from langevin.checkpoints.config import read_json
+from langevin.checkpoints.boundary import first_line, reading
 from langevin.checkpoints.errors import CheckpointError
+from langevin.checkpoints.files import names_in, plain, read_json
 from langevin.checkpoints.saving import weights_kind
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ def load(
     dtype: torch.dtype | None = None,
     variant: str | None = None,
     use_safetensors: bool | None = None,
+    disable_mmap: bool = False,
 ) -> Any:
     """Load one part of a pipeline.
 
@@ -95,58 +98,135 @@ def load(
         name: the part's folder in it.
         dtype: of a model's weights; the file's own where None.
         variant, use_safetensors: which of a model's weight files.
+        disable_mmap: copy a model's weights into memory.
 
     Raises:
         CheckpointError: the part is incomplete, damaged, of wrong shapes, or wants code to be run.
     """
     folder = folders.inside(root, name)
-    for path in folder.iterdir():
-        folders.inside(root, name, path.name)
+    for file in names_in(folder):
+        path = folders.inside(root, name, file)
+        if path.exists() and not path.is_dir():
+            plain(path)
     what = f"{name} ({cls.__name__}) in {folder}"
-    options: dict[str, Any] = {"local_files_only": True}
     if is_model(cls):
-        _check_model(folder, root, what, variant, use_safetensors)
-        safe = bool(files([path.name for path in folder.iterdir()], variant, True)) and use_safetensors is not False
-        options |= {"dtype": dtype or "auto", "variant": variant, "use_safetensors": safe}
-        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told below, in one line
-    elif vocabulary := getattr(cls, "vocab_files_names", None):
+        files = _weight_files(folder, root, what, variant, use_safetensors)
+        return _model(cls, folder, what, files, dtype, disable_mmap)
+    if vocabulary := getattr(cls, "vocab_files_names", None):
         _check_tokenizer(folder, what, vocabulary)
-    try:
-        with quiet():
-            made = cls.from_pretrained(str(folder), **options)  # type: ignore[attr-defined]
-    except Exception as error:  # transformers raises whatever its readers raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        why = lines[0].split(". ")[0] if lines else type(error).__name__  # what follows is advice on hub names
-        raise CheckpointError(f"Cannot load {what}: {why.removesuffix('.')}.") from None
-    if not is_model(cls):
-        return made
-    made, info = made
-    if info["mismatched_keys"]:
-        key, found, wanted = sorted(info["mismatched_keys"])[0]
-        raise CheckpointError(f"{what}: {key} has shape {tuple(found)}, but the config wants {tuple(wanted)}.")
+    with _reading(what):
+        made = cls.from_pretrained(str(folder), local_files_only=True)  # type: ignore[attr-defined]
+        if vocabulary:
+            _try_out(made, what)
+    return made
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Transformers raises whatever its readers raise, and follows it with advice on names at the hub."""
+    with reading(what), quiet():
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"Cannot load {what}: {first_line(error).split('. ')[0]}.") from None
+
+
+def _try_out(tokenizer: Any, what: str) -> None:
+    """Have a tokenizer read a short text: many kinds of damage are found only then."""
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest >= 1:
+        raise CheckpointError(
+            f"{what}: model_max_length is {longest!r} in tokenizer_config.json, where a number of tokens is needed."
+        )
+    numbers = tokenizer("a picture, 1").input_ids
+    if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
+        raise CheckpointError(f"{what} turns words into {str(numbers)[:60]}, where numbers are needed; it is damaged.")
+
+
+def _model(cls: Any, folder: Path, what: str, files: list[Path], dtype: torch.dtype | None, disable_mmap: bool) -> Any:
+    """A network of transformers, with the weights in ``files``, under whatever version's names they are there."""
+    held = weights.outline(files)
+    with _reading(what), weights.Measured(held, fast=False):
+        config = cls.config_class.from_pretrained(str(folder), local_files_only=True)
+        with torch.device("meta"):
+            wanted = cls(config).state_dict()
+        renamed = _present_names(cls, held, wanted)
+        _compare({renamed[key]: tensor for key, tensor in held.items()}, wanted, what)
+        tensors = {renamed[key]: tensor for key, tensor in weights.read(files, dtype, copy=disable_mmap).items()}
+        options = {"dtype": dtype or "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
+        made, info = cls.from_pretrained(None, config=config, state_dict=tensors, **options)
     missing = sorted(info["missing_keys"])
+    if len(missing) >= len(dict(made.named_parameters())):
+        raise CheckpointError(
+            f"{what} has none of the weights that a {cls.__name__} needs ({missing[0]}, …); its file begins with "
+            f"{next(iter(held), 'nothing')!r} and belongs to another model."
+        )
+    if info["mismatched_keys"]:
+        key, found, shape = sorted(info["mismatched_keys"])[0]
+        raise CheckpointError(f"{what}: {key} has shape {tuple(found)}, but the config wants {tuple(shape)}.")
     if missing:
         some = ", ".join(missing[:5]) + ", …" * (len(missing) > 5)
         logger.warning("%s lacks %d weights, which start from random numbers: %s.", what, len(missing), some)
     return made.eval()
 
 
-def _check_model(folder: Path, root: Path, what: str, variant: str | None, use_safetensors: bool | None) -> None:
+_WRAPPERS = ("text_model", "vision_model")
+"""Modules that transformers 4 has around a model's layers and transformers 5 has not: weights are called
+``text_model.embeddings.…`` in files of the one and ``embeddings.…`` in files of the other."""
+
+
+def _present_names(cls: type, held: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
+    """For each key of a file, what the network of the version that is installed calls it; itself where unknown."""
+    exact = {*wanted}
+    # a file of both of CLIP's models has the words' under text_model and the pictures' under vision_model
+    own = [word for word in _WRAPPERS if word.split("_")[0] in cls.__name__.lower()] or _WRAPPERS
+
+    def bare(key: str) -> str:
+        return ".".join(word for word in key.split(".") if word not in own)
+
+    places = {bare(key): key for key in exact}
+    names = {key: key if key in exact else places.get(bare(key), key) for key in held}
+    taken = Counter(names.values())
+    return {key: name if taken[name] == 1 else key for key, name in names.items()}
+
+
+def _compare(held: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], what: str) -> None:
+    """Refuse weights of other shapes or kinds than the network's, before any is read."""
+    for key, tensor in wanted.items():
+        found = held.get(key, tensor)
+        if tuple(found.shape) != tuple(tensor.shape):
+            shapes = f"has shape {tuple(found.shape)}, but the config wants {tuple(tensor.shape)}"
+            raise CheckpointError(f"{what}: {key} {shapes}; config and weights do not belong together.")
+        if tensor.is_floating_point() and not found.is_floating_point():
+            kind = str(found.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{what}: {key} holds {kind} numbers, where floating-point ones are needed.")
+    absent = sum(tensor.numel() for key, tensor in wanted.items() if key not in held)
+    if absent > weights.room(held):
+        raise CheckpointError(f"{what} lacks most of the weights that its config describes; it is incomplete.")
+
+
+def _weight_files(folder: Path, root: Path, what: str, variant: str | None, use_safetensors: bool | None) -> list[Path]:
+    """The files with a model's weights: one, or all shards. Refuses a model that wants code to be run."""
     config = read_json(folder / "config.json")
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(f"{what} is an adapter on another model (adapter_config.json), not a model.")
     for key, value in _leaves(config):
         if key.endswith("_implementation") and isinstance(value, str) and ("/" in value or ":" in value):
             raise CheckpointError(f"{what} wants to run code from elsewhere ({key}: {value!r}); that is not done.")
-    names = [path.name for path in folder.iterdir()]
+    names = names_in(folder)
     found = files(names, variant, use_safetensors)
     if not found:
         there = ", ".join(name for name in names if weights_kind(name)) or "no weights at all"
         raise CheckpointError(f"{what} lacks model{'.' + variant if variant else ''}.safetensors; it has {there}.")
-    if found[0].endswith(".json"):
-        absent = [path.name for path in weights.shards(folder / found[0], folder, root) if not path.is_file()]
-        if absent:
-            raise CheckpointError(f"{what} lacks {', '.join(absent)}; the download or copy is incomplete.")
+    if not found[0].endswith(".json"):
+        return [folder / found[0]]
+    shards = weights.shards(folder / found[0], folder, root)
+    absent = [path.name for path in shards if not path.is_file()]
+    if absent:
+        raise CheckpointError(f"{what} lacks {', '.join(absent)}; the download or copy is incomplete.")
+    return shards
 
 
 def _check_tokenizer(folder: Path, what: str, vocabulary: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from langevin.checkpoints.config import read_json
+from langevin.checkpoints.boundary import first_line, reading
 from langevin.checkpoints.errors import CheckpointError
+from langevin.checkpoints.files import names_in, plain, read_json
 from langevin.checkpoints.folders import inside
 from langevin.checkpoints.saving import weights_kind
 
@@ -71,12 +73,12 @@ def locate(
         CheckpointError: there are none, a shard is missing, or an entry leads out of the checkpoint.
     """
     root = root or folder
-    names = sorted(path.name for path in folder.iterdir())
+    there = names_in(folder)
     problem = None
-    for name in pick(names, variant, use_safetensors):
+    for name in pick(there, variant, use_safetensors):
         path = inside(root, str(folder.relative_to(root)), name)
         if not name.endswith(".json"):
-            return [path]
+            return [plain(path)]
         listed = shards(path, folder, root)
         absent = [shard.name for shard in listed if not shard.is_file()]
         if not absent:
@@ -86,7 +88,7 @@ def locate(
         raise CheckpointError(f"{problem}; the download or copy is incomplete.")
     forms = {None: ".safetensors or .bin", True: ".safetensors (use_safetensors=True)", False: ".bin"}
     wanted = f"{STEM}{f'.{variant}' if variant else ''}{forms[use_safetensors]}"
-    there = [name for name in names if re.search(r"\.(safetensors|bin|ckpt|pt|msgpack)$", name)]
+    there = [name for name in there if re.search(r"\.(safetensors|bin|ckpt|pt|msgpack)$", name)]
     have = f"it has {', '.join(there[:6])}" if there else "it has no weights at all"
     others = sorted({str(kind[1]) for kind in map(weights_kind, there) if kind and kind[1] not in (None, variant)})
     hint = f" (variant={others[0]!r} reads that)" if others and not variant else ""
@@ -96,58 +98,82 @@ def locate(
 def shards(index: Path, folder: Path, root: Path) -> list[Path]:
     """The files that a shard index lists, each a plain name in its folder."""
     entries = read_json(index).get("weight_map")
-    if not isinstance(entries, dict) or not all(isinstance(file, str) for file in entries.values()):
+    if not isinstance(entries, dict) or not entries or not all(isinstance(file, str) for file in entries.values()):
         raise CheckpointError(f"{index} has no weight_map from keys to file names; it is no shard index.")
     at = str(folder.relative_to(root))
     for name in sorted(set(entries.values())):
         if Path(name).name != name or "\\" in name:
             raise CheckpointError(f"{index} names the shard {name!r}, which leads out of its folder; it is not opened.")
+        if "\0" in name or len(os.fsencode(name)) > 255:
+            raise CheckpointError(f"{index} names a shard {name[:60]!r}…, which can be no file's name; fetch it again.")
     return [inside(root, at, name) for name in sorted(set(entries.values()))]
 
 
-def read(files: list[Path], dtype: torch.dtype | None = None, device: Any = "cpu") -> dict[str, Tensor]:
+def read(
+    files: list[Path], dtype: torch.dtype | None = None, device: Any = "cpu", copy: bool = False
+) -> dict[str, Tensor]:
     """All tensors of the files, floating-point ones in ``dtype`` (their own where None), on ``device``.
+
+    Args:
+        files: from :func:`locate`.
+        dtype, device: what the tensors are converted to.
+        copy: read the files into memory. Otherwise tensors that need no conversion stay views of the mapped file: what
+            nobody looks at is never read, and processes share what is. Such a view outlives a file that is replaced (as
+            langevin's own saving does), not one that somebody overwrites in place.
 
     Raises:
         CheckpointError: a file is damaged, or a pickle holds more than tensors.
     """
     tensors: dict[str, Tensor] = {}
     for path in files:
-        reader = _read_safetensors if path.suffix == ".safetensors" else _read_pickle
-        for name, tensor in reader(path):
+        for name, tensor in _tensors(path):
             target = dtype if tensor.is_floating_point() else None
-            tensors[name] = tensor.to(device=device, dtype=target)
+            tensors[name] = tensor.to(device=device, dtype=target, copy=copy)
     return tensors
 
 
-def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that are views of the mapped file: what nobody looks at is never read.
+def outline(files: list[Path]) -> dict[str, Tensor]:
+    """What the files hold, as tensors without storage: names, shapes and dtypes. No weight is read.
 
-    The mapping outlives a file that is replaced (as langevin's own saving does), not one that is overwritten in place.
+    Raises:
+        CheckpointError: as :func:`read`.
     """
+    return {name: tensor for path in files for name, tensor in _tensors(path, "meta")}
+
+
+def _tensors(path: Path, device: str = "cpu") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one file; on ``"meta"`` their shapes alone."""
+    with reading(f"{path}"):
+        plain(path)
+        yield from (_read_safetensors if path.suffix == ".safetensors" else _read_pickle)(path, device)
+
+
+def _read_safetensors(path: Path, device: str) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that are views of the mapped file."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (a safe_open is no mapping)
-                yield name, file.get_tensor(name)
+                yield name, file.get_tensor(name).to(device)
     except (SafetensorError, RuntimeError, ValueError, EOFError) as error:
         size = path.stat().st_size
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} ({size:,} bytes) is damaged or incomplete ({first}); fetch it again.") from None
+        message = f"{path} ({size:,} bytes) is damaged or incomplete ({first_line(error)}); fetch it again."
+        raise CheckpointError(message) from None
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror or error}.") from None
 
 
-def _read_pickle(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _read_pickle(path: Path, device: str) -> Iterator[tuple[str, Tensor]]:
     """Tensors of a ``.bin`` file. Only tensors are unpickled; whatever else is in it is not run."""
     import zipfile
 
+    size = path.stat().st_size
     try:
-        if path.stat().st_size == 0:
+        if size == 0:
             raise EOFError("the file is empty")
         # mapped: read once, straight into the dtype that is wanted
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        loaded = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|global) (\S+)", str(error)) if "nsupported" in str(error) else None
         if found:
@@ -156,34 +182,70 @@ def _read_pickle(path: Path) -> Iterator[tuple[str, Tensor]]:
                 f"{path} holds Python code ({name}) besides tensors, and is not opened; ask for a .safetensors file."
             ) from None
         raise CheckpointError(f"{path} is damaged, or no file of tensors; fetch it again.") from None
-    except (EOFError, RuntimeError, ValueError, KeyError, OSError, IndexError, AssertionError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} is damaged or incomplete ({first}); fetch it again.") from None
+    except Exception as error:  # a damaged pickle raises whatever its opcodes lead to
+        raise CheckpointError(f"{path} is damaged or incomplete ({first_line(error)}); fetch it again.") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not all(isinstance(t, Tensor) for t in loaded.values()):
         raise CheckpointError(f"{path} is not a dict of tensors; it is no file of weights.")
     for name, tensor in loaded.items():
-        yield name, tensor.clone()
+        if tensor.layout is not torch.strided or tensor.numel() * tensor.element_size() > size:
+            raise CheckpointError(f"{path} has {str(name)!r} larger than the file itself; it is no file of weights.")
+        yield str(name), tensor.clone()
 
 
-class FastInit(TorchFunctionMode):
-    """Inside, networks are built without making and filling the tensors that a checkpoint will replace.
+_FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace}
+_FACTORIES |= {torch.eye, torch.logspace, torch.randint, torch.randperm, torch.empty_strided}
 
-    What ``torch.empty`` gives (which is what layers make parameters with) has no storage, and initialisation of such
-    tensors does nothing; everything else, such as buffers that a constructor computes, is as always. Unlike a patched
-    ``nn.Module`` this holds for the current thread only.
+
+class Measured(TorchFunctionMode):
+    """Inside, a network is built that may not become much larger than the file with its weights.
+
+    A config can ask for a milliard layers. Construction ends with an error as soon as it makes many more tensors than
+    the file has, or fills much more memory.
+
+    Args:
+        held: what the file holds, from :func:`outline`; no limits where None.
+        fast: do not make and fill the tensors that a checkpoint will replace. What ``torch.empty`` gives (which is what
+            layers make parameters with) then has no storage, and initialisation of such tensors does nothing;
+            everything else, such as buffers that a constructor computes, is as always. Unlike a patched ``nn.Module``
+            this holds for the current thread only.
     """
+
+    def __init__(self, held: Mapping[str, Tensor] | None = None, fast: bool = True) -> None:
+        super().__init__()
+        self.fast = fast
+        self.held = None if held is None else len(held)
+        self.tensors = 4 * len(held or ()) + 1000
+        self.elements = room(held or {})
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.empty and kwargs.get("device") is None:
-            kwargs = {**kwargs, "device": "meta"}
-        elif getattr(func, "__module__", None) == "torch.nn.init":
+        if func in _FACTORIES:
+            if self.held is not None:
+                self._count(func, args, kwargs)
+            if self.fast and func is torch.empty and kwargs.get("device") is None:
+                kwargs = {**kwargs, "device": "meta"}
+        elif self.fast and getattr(func, "__module__", None) == "torch.nn.init":
             tensor = args[0] if args else kwargs.get("tensor")
             if isinstance(tensor, Tensor) and tensor.is_meta:
                 return tensor
         return func(*args, **kwargs)
+
+    def _count(self, func: Any, args: tuple, kwargs: dict) -> None:
+        self.tensors -= 1
+        if not (self.fast and func is torch.empty):
+            told = {key: value for key, value in kwargs.items() if key not in ("generator", "out", "pin_memory")}
+            self.elements -= func(*args, **{**told, "device": "meta"}).numel()
+        if self.tensors < 0 or self.elements < 0:
+            raise CheckpointError(
+                f"it describes a far larger network than that of the file, which has {self.held} weights"
+            )
+
+
+def room(held: Mapping[str, Tensor]) -> int:
+    """How many numbers a network may hold whose file holds these: room for buffers and what was left out."""
+    return 3 * sum(tensor.numel() for tensor in held.values()) + 2**22
 
 
 def without_storage(model: nn.Module) -> list[str]:
@@ -192,20 +254,20 @@ def without_storage(model: nn.Module) -> list[str]:
     return [name for name, tensor in both if tensor.is_meta]
 
 
-def assign(
-    model: nn.Module, tensors: dict[str, Tensor], where: str, ignore_mismatched_sizes: bool = False
+def compare(
+    model: nn.Module, tensors: Mapping[str, Tensor], where: str, ignore_mismatched_sizes: bool = False
 ) -> dict[str, list]:
-    """Make ``tensors`` the model's parameters and buffers, without copying.
+    """Hold what a file has (its :func:`outline` will do) against a network.
 
     Returns:
         ``missing_keys``, ``unexpected_keys``, ``mismatched_keys`` (each ``(key, shape in the file, shape wanted)``) and
         ``error_msgs``, which is empty.
 
     Raises:
-        CheckpointError: shapes differ and ``ignore_mismatched_sizes`` is False, or no key at all is known.
+        CheckpointError: shapes differ and ``ignore_mismatched_sizes`` is False, no key at all is known, numbers are
+            of the wrong kind, or what is missing would be larger than all that is there.
     """
-    places = _places(model)
-    wanted = {key: owner[leaf] for key, (owner, leaf) in places.items()}
+    wanted = {key: owner[leaf] for key, (owner, leaf) in _places(model).items()}
     name = type(model).__name__
     mismatched = [
         (key, tuple(tensors[key].shape), tuple(value.shape))
@@ -226,17 +288,40 @@ def assign(
             f"{where} has no weight of a {name}: it has {first!r}, …, where {next(iter(wanted))!r}, … are wanted; the "
             "file belongs to another model."
         )
-    skip = {key for key, *_ in mismatched}
-    for key, (owner, leaf) in places.items():
-        if key in tensors and key not in skip:
-            old, new = owner[leaf], tensors[key]
-            owner[leaf] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    for key, value in wanted.items():
+        if key in tensors and value.is_floating_point() and not tensors[key].is_floating_point():
+            kind = str(tensors[key].dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{where}: {key} holds {kind} numbers, where floating-point ones are needed; the file is of another "
+                "kind (quantised, perhaps), or damaged."
+            )
+    missing = [key for key in wanted if key not in tensors]
+    afresh = sum(wanted[key].numel() for key in [*missing, *(key for key, *_ in mismatched)])
+    if afresh > room(tensors):
+        raise CheckpointError(
+            f"{where} lacks {afresh:,} of the numbers that this {name} wants, more than it holds; the config does not "
+            "belong to these weights."
+        )
+    unexpected = [key for key in tensors if key not in wanted]
     return {
-        "missing_keys": [key for key in wanted if key not in tensors],
-        "unexpected_keys": [key for key in tensors if key not in wanted],
+        "missing_keys": missing,
+        "unexpected_keys": unexpected,
         "mismatched_keys": mismatched,
         "error_msgs": [],
     }
+
+
+def assign(
+    model: nn.Module, tensors: dict[str, Tensor], where: str, ignore_mismatched_sizes: bool = False
+) -> dict[str, list]:
+    """Make ``tensors`` the model's parameters and buffers, without copying; returns and errors as :func:`compare`."""
+    told = compare(model, tensors, where, ignore_mismatched_sizes)
+    skip = {key for key, *_ in told["mismatched_keys"]}
+    for key, (owner, leaf) in _places(model).items():
+        if key in tensors and key not in skip:
+            old, new = owner[leaf], tensors[key]
+            owner[leaf] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    return told
 
 
 def _places(model: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:

@@ -3,6 +3,6 @@
 
 def main() -> None:
     """Entry point of the ``langevin`` command."""
-    from .app import app
+    from langevin.cli.app import app
 
     app(prog_name="langevin")

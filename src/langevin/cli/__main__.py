@@ -1,5 +1,5 @@
 """``python -m langevin.cli``: the command line, where the ``langevin`` command is not on the path."""
 
-from . import main
+from langevin.cli import main
 
 main()

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import inspect
-import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from .choices import load_pipeline, parse_dtype, pick_device, schedulers, set_scheduler
-from .errors import BadUsage, Failure, tell
-from .files import check_out, targets
+from langevin.cli.choices import load_pipeline, parse_dtype, pick_device, schedulers, set_scheduler
+from langevin.cli.errors import BadUsage, Failure, say, tell
+from langevin.cli.files import check_out, targets
+from langevin.cli.trust import Trust
 
 # Call arguments that say in which form to return pictures, or that stand in the settings for other reasons.
 _NOT_AGAIN = {"generator", "output_type", "return_dict", "num_images_per_prompt", "batch_size", "seed"}
 _GUIDERS = ("guiders", "control")
 # Share of the pixels that may be off by one: in a batch, the network's sums are rounded in another order.
 _ROUNDED = 0.02
+_WIDEST = 40  # of the column of names
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "GIF")
 
 
@@ -43,30 +45,40 @@ def settings_of(picture: Path) -> dict[str, Any]:
 
 
 def show(picture: Path, as_json: bool) -> None:
-    """Print the settings, one per line, the prompt first; or as JSON."""
+    """Print the settings, one per line, the prompt first; or as JSON. What could command a terminal is spelt out."""
     settings = settings_of(picture)
     if as_json:
-        typer.echo(json.dumps(settings, indent=2, ensure_ascii=False))
+        say(json.dumps(settings, indent=2, ensure_ascii=False))
         return
     first = [key for key in ("prompt", "negative_prompt", "seed", "model", "pipeline", "scheduler") if key in settings]
     keys = first + [key for key in settings if key not in first and key != "scheduler_config"]
-    width = max(len(str(key)) for key in keys) if keys else 0
+    width = min(max((len(key) for key in keys), default=0), _WIDEST)
+    config = settings.get("scheduler_config")
     for key in keys:
         value = settings[key]
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        typer.echo(f"{key:<{width}}  {text.replace(chr(10), chr(10) + ' ' * (width + 2))}")
-    for key, value in (settings.get("scheduler_config") or {}).items():
-        typer.echo(f"{'':<{width}}  {key} = {json.dumps(value)}")
+        name = " ".join(key.split())
+        say(f"{name:<{width}}  {text.replace(chr(10), chr(10) + ' ' * (width + 2))}")
+    for key, value in config.items() if isinstance(config, dict) else ():
+        say(f"{'':<{width}}  {' '.join(key.split())} = {json.dumps(value)}")
 
 
-def again(picture: Path, *, out: Path | None, model: str | None, device: str | None, force: bool) -> None:
+def again(
+    picture: Path, *, out: Path | None, model: str | None, device: str | None, force: bool, yes: bool = False
+) -> None:
     """Make ``picture`` again and compare. Raises typer.Exit(1) where pixels differ that should not."""
+    from langevin.media.schema import WrongSettings, check_settings
+
     settings = settings_of(picture)
-    check_out(out)
+    check_out(out, picture.parent)
     ours = "pipeline" in settings and "langevin" in settings
     if type(settings.get("seed")) is not int or settings["seed"] < 0:
         raise Failure(f"{picture} does not say its seed, so its noise cannot be drawn again")
-    if missing := [name for name in settings.get("not_recorded", []) if "callback" not in name]:
+    try:
+        settings = check_settings(settings)
+    except WrongSettings as error:
+        raise Failure(f"{picture} has settings that cannot be followed: {error}") from None
+    if missing := [name for name in settings.get("not_recorded") or [] if "callback" not in name]:
         raise Failure(f"{picture} was made with {', '.join(missing)}, which pictures do not carry")
     name = model or settings.get("model")
     if not name:
@@ -74,8 +86,10 @@ def again(picture: Path, *, out: Path | None, model: str | None, device: str | N
     if not ours:
         tell("langevin: another program made this picture; noise and model differ, so expect a relative, not a twin")
 
-    pipe = _load(settings, str(name), device, ours)
-    result = pipe(**_arguments(pipe, settings))
+    trust = Trust(settings, model, yes)
+    with _fitting():
+        pipe = _load(settings, str(name), device, ours, trust, {} if model else trust.options(str(name)))
+        result = pipe(**_arguments(pipe, settings, trust))
     made = result.images[0]
     if out is None:
         out = picture.with_name(f"{picture.stem}-again.png")
@@ -83,12 +97,23 @@ def again(picture: Path, *, out: Path | None, model: str | None, device: str | N
     path = targets(out, settings.get("prompt"), [settings["seed"]], force)[0]
     difference = _difference(picture, made)  # before saving, which may replace the picture
     made.save(path)
-    typer.echo(f"{path}  (seed {settings['seed']}, {made.width}x{made.height})")
+    say(f"{path}  (seed {settings['seed']}, {made.width}x{made.height})")
     _report(picture, difference, exact=ours and model is None, settings=settings, device=str(pipe.device))
 
 
-def _load(settings: dict[str, Any], model: str, device: str | None, ours: bool) -> Any:
-    """The pipeline with the picture's scheduler, number format and device, as far as they exist here."""
+@contextlib.contextmanager
+def _fitting() -> Iterator[None]:
+    """Settings of the right kind that yet do not fit what they are for end in one line."""
+    try:
+        yield
+    except (TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:
+        raise Failure(f"its settings do not fit what they are for ({type(error).__name__}: {error})") from error
+
+
+def _load(
+    settings: dict[str, Any], model: str, device: str | None, ours: bool, trust: Trust, options: dict[str, Any]
+) -> Any:
+    """The pipeline with the picture's parts, scheduler, number format and device, as far as they exist here."""
     if device is None and ours:
         try:
             device = pick_device(settings.get("device"))
@@ -99,12 +124,21 @@ def _load(settings: dict[str, Any], model: str, device: str | None, ours: bool) 
         dtype = parse_dtype(settings.get("dtype")) if ours else None
     except BadUsage as error:
         raise Failure(f"its settings name the number format {settings['dtype']!r}, which is unknown here") from error
+    parts = {name: revive(part, trust) for name, part in (settings.get("parts") or {}).items()}
     try:
-        pipe = load_pipeline(model, dtype, pick_device(device), settings.get("pipeline") if ours else None)
+        kind = settings.get("pipeline") if ours else None
+        pipe = load_pipeline(model, dtype, pick_device(device), kind, **options, **parts)
     except (OSError, ValueError) as error:
         if ours:
             raise
         raise Failure(f"its model {model!r} cannot be loaded; name another with --model ({error})") from error
+    _choose_scheduler(pipe, settings, ours)
+    if settings.get("freeu"):
+        pipe.enable_freeu(**settings["freeu"])
+    return pipe
+
+
+def _choose_scheduler(pipe: Any, settings: dict[str, Any], ours: bool) -> None:
     scheduler, config = settings.get("scheduler"), settings.get("scheduler_config") or {}
     if isinstance(scheduler, str) and scheduler in schedulers().values():
         if ours:
@@ -115,24 +149,23 @@ def _load(settings: dict[str, Any], model: str, device: str | None, ours: bool) 
         if ours:
             raise Failure(f"its scheduler {scheduler} is unknown here; there are: {', '.join(schedulers().values())}")
         tell(f"langevin: its sampler {scheduler!r} is unknown here; using {type(pipe.scheduler).__name__}")
-    return pipe
 
 
-def _arguments(pipe: Any, settings: dict[str, Any]) -> dict[str, Any]:
+def _arguments(pipe: Any, settings: dict[str, Any], trust: Trust) -> dict[str, Any]:
     """The call's arguments: every setting that the pipeline's call has a parameter for."""
     takes = inspect.signature(pipe.__call__).parameters
     given = {
-        key: revive(value)
+        key: revive(value, trust)
         for key, value in settings.items()
         if key in takes and key not in (*_NOT_AGAIN, *_GUIDERS) and "callback" not in key and value is not None
     }
     for several in _GUIDERS:
         if guiders := settings.get(several):
-            given[several] = [_guider(described) for described in guiders]
+            given[several] = [_guider(described, trust) for described in guiders]
     return {**given, "seed": settings["seed"]}
 
 
-def _guider(described: Any) -> Any:
+def _guider(described: Any, trust: Trust) -> Any:
     """A guider from its description in the settings: its class, if that is one of langevin's, and its numbers."""
     import langevin
 
@@ -143,46 +176,43 @@ def _guider(described: Any) -> Any:
     cls = getattr(langevin, name)
     if not (isinstance(cls, type) and issubclass(cls, langevin.Guider)):
         raise Failure(f"its settings name {name} as a guider, which it is not")
-    return cls(**{key: revive(value) for key, value in values.items()})
+    return cls(**{key: revive(value, trust) for key, value in values.items()})
 
 
-def revive(value: Any) -> Any:
-    """What :func:`langevin.pipelines.results.recorded` wrote, back to what it was: pictures and networks are loaded."""
-    from PIL import Image
-
+def revive(value: Any, trust: Trust) -> Any:
+    """What :func:`langevin.media.recording.recorded` wrote, back to what it was: pictures and networks are loaded."""
     import langevin
-    from langevin.media.load import load_image
-    from langevin.pipelines.results import fingerprint
+    from langevin.media.recording import reread
+    from langevin.models.base import ModelMixin
 
     if isinstance(value, list):
-        return [revive(one) for one in value]
+        return [revive(one, trust) for one in value]
     kind = set(value) if isinstance(value, dict) else set()
     if kind == {"items"}:
-        return {revive(key): revive(one) for key, one in value["items"]}
-    if kind == {"file", "sha256"}:
+        return {key: revive(one, trust) for key, one in value["items"]}
+    if kind in ({"file", "sha256"}, {"png"}):
         try:
-            image = load_image(value["file"])
-        except OSError:
+            return reread(value)
+        except FileNotFoundError:
             raise Failure(f"the picture {value['file']}, from which it was made, is not there") from None
-        if fingerprint(image) != value["sha256"]:
-            raise Failure(f"the picture {value['file']}, from which it was made, has changed since")
-        return image
-    if kind == {"png"}:
-        return Image.open(io.BytesIO(base64.b64decode(value["png"])), formats=["PNG"])
+        except (OSError, ValueError) as error:
+            raise Failure(f"a picture from which it was made cannot be used: {error}") from None
     if kind == {"network", "from"}:
-        load = getattr(getattr(langevin, str(value["network"]), None), "from_pretrained", None)
-        if load is None or not str(value["network"]).endswith("Model"):
-            raise Failure(f"its settings name {value['network']} as a network, which langevin does not have")
-        return load(value["from"])
+        name, source = str(value["network"]), str(value["from"])
+        network = getattr(langevin, name) if name in langevin.__all__ else None
+        if not (isinstance(network, type) and issubclass(network, ModelMixin)):
+            raise Failure(f"its settings name {name} as a network, which langevin does not have")
+        return network.from_pretrained(source, **trust.options(source))
     return value
 
 
 def _difference(picture: Path, made: Any) -> tuple[int, int, int] | None:
     """(largest difference in 0…255, differing pixels, all pixels), or None if the sizes differ."""
     import numpy as np
-    from PIL import Image
 
-    with Image.open(picture) as image:
+    from langevin.media.load import open_safely
+
+    with open_safely(picture) as image:
         before = np.asarray(image if image.mode == made.mode else image.convert(made.mode)).astype(int)
     after = np.asarray(made).astype(int)
     if before.shape != after.shape:
@@ -194,30 +224,29 @@ def _difference(picture: Path, made: Any) -> tuple[int, int, int] | None:
 def _report(
     picture: Path, difference: tuple[int, int, int] | None, *, exact: bool, settings: dict[str, Any], device: str
 ) -> None:
-    from PIL import Image
-
     from langevin import __version__
+    from langevin.media.load import open_safely
 
     if difference is None:
-        typer.echo(f"the size is not that of {picture}")
+        say(f"the size is not that of {picture}")
     elif difference[0] == 0:
-        typer.echo(f"identical: all {difference[2]} pixels are those of {picture}")
+        say(f"identical: all {difference[2]} pixels are those of {picture}")
         return
     elif difference[0] == 1 and difference[1] <= _ROUNDED * difference[2]:
-        typer.echo(
+        say(
             f"the same but for rounding: {difference[1]} of {difference[2]} pixels differ from {picture}, by 1 of 255, "
             "as those of a picture made together with others may"
         )
         return
     else:
         most, some, every = difference
-        typer.echo(f"not identical: {some} of {every} pixels differ from {picture}, by at most {most} of 255")
+        say(f"not identical: {some} of {every} pixels differ from {picture}, by at most {most} of 255")
     if not exact:
         return
-    with Image.open(picture) as image:
+    with open_safely(picture) as image:
         lossy = image.format in _LOSSY
     if lossy:
-        typer.echo(f"({picture.suffix} keeps pixels only roughly; a PNG could be compared exactly)")
+        say(f"({picture.suffix} keeps pixels only roughly; a PNG could be compared exactly)")
         return
     reasons = [
         f"{what} {before!r} then, {now!r} now"

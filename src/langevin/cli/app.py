@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from langevin.cli.errors import Group
 from langevin.signatures import also_takes
-
-from .errors import Group
 
 DEFAULT_MODEL = "langevin/shapes"
 INSTRUCT_MODEL, INPAINTING_MODEL = "langevin/shapes-instruct", "langevin/shapes-inpainting"
@@ -75,7 +74,7 @@ def generate(
 
     Example: langevin generate "a red circle" --steps 20 --seed 7 --out circle.png
     """
-    from .generate import generate as run
+    from langevin.cli.generate import generate as run
 
     run(
         prompt=prompt,
@@ -118,7 +117,7 @@ def edit(
 
     Example: langevin edit circle.png "make the circle blue" --out blue.png
     """
-    from .tasks import edit as run
+    from langevin.cli.tasks import edit as run
 
     run(picture, prompt=prompt, model=model, strength=strength, image_guidance=image_guidance, **options)
 
@@ -142,7 +141,7 @@ def inpaint(
 
     Example: langevin inpaint scene.png "a red circle left of a blue star" --box 36,16,64,48 --out new.png
     """
-    from .tasks import inpaint as run
+    from langevin.cli.tasks import inpaint as run
 
     run(
         picture,
@@ -173,7 +172,7 @@ def control(
 
     Example: langevin control outline.png "a red shape" --out painted.png
     """
-    from .tasks import control as run
+    from langevin.cli.tasks import control as run
 
     run(picture, prompt=prompt, net=net, scale=scale, start=start, stop=stop, guess=guess, **options)
 
@@ -197,7 +196,7 @@ def prompt(
 
     Example: langevin prompt "a (red)1.3 circle and a [blue:green:0.5] square-"
     """
-    from .prompt import show
+    from langevin.cli.prompt import show
 
     show(prompt, model=model, grammar=grammar, steps=steps, as_json=json)
 
@@ -205,7 +204,7 @@ def prompt(
 @app.command()
 def schedulers(json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> None:
     """List the schedulers, with a line on each, and the spacings."""
-    from .compare import show
+    from langevin.cli.compare import show
 
     show(as_json=json)
 
@@ -231,7 +230,7 @@ def compare_schedulers(
 
     Example: langevin compare-schedulers "a red circle" --steps 5,10,20 --schedulers ddim,euler,unipc
     """
-    from .compare import compare
+    from langevin.cli.compare import compare
 
     compare(
         prompt=prompt,
@@ -252,7 +251,7 @@ def compare_schedulers(
 @app.command()
 def models(json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> None:
     """List the models in the box and in the local hub cache."""
-    from .shelf import show
+    from langevin.cli.shelf import show
 
     show(as_json=json)
 
@@ -263,7 +262,7 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
 ) -> None:
     """Show the settings that made a picture."""
-    from .again import show
+    from langevin.cli.again import show
 
     show(picture, as_json=json)
 
@@ -275,12 +274,16 @@ def again(
     model: Annotated[str | None, typer.Option("--model", "-m", help="instead of the one it was made with")] = None,
     device: Device = None,
     force: Force = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="load whatever models the picture names")] = False,
 ) -> None:
     """Make a picture again from the settings it carries, and say whether the pixels are the same.
+
+    The models that it names are loaded if they are in the box or in the hub's cache. For others (any folder, or from
+    the hub) --yes is needed, since anybody may have made the picture; or --model, which names yours.
 
     The exit code is 1 if they should be the same and are not. For pictures of other programs the model, noise and
     some settings differ; what can be taken over is.
     """
-    from .again import again as run
+    from langevin.cli.again import again as run
 
-    run(picture, out=out, model=model, device=device, force=force)
+    run(picture, out=out, model=model, device=device, force=force, yes=yes)

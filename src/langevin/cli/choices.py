@@ -10,9 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from langevin.cli.errors import BadUsage
 from langevin.schedulers.catalogue import names, short_name
-
-from .errors import BadUsage
 
 _DTYPES = {
     "float32": "float32", "fp32": "float32", "float": "float32",
@@ -96,8 +95,10 @@ def busy(text: str) -> Iterator[None]:
         yield
 
 
-def load_pipeline(model: str, dtype: Any, device: str, kind: str | None = None) -> Any:
-    """The pipeline of a model on a device; ``kind`` names the class, where it is not the model's own."""
+def load_pipeline(model: str, dtype: Any, device: str, kind: str | None = None, **more: Any) -> Any:
+    """The pipeline of a model on a device; ``kind`` names the class, where it is not the model's own. ``more`` are
+    parts and options of ``from_pretrained``.
+    """
     import langevin
 
     if os.path.isdir(os.path.expanduser(model)):  # written into pictures, which are made again from anywhere
@@ -106,7 +107,7 @@ def load_pipeline(model: str, dtype: Any, device: str, kind: str | None = None) 
     if kind is not None and kind in langevin.__all__ and kind.endswith("Pipeline"):
         cls = getattr(langevin, kind)
     with busy(f"Loading {model}"):
-        pipe = cls.from_pretrained(model, **({"torch_dtype": dtype} if dtype is not None else {}))
+        pipe = cls.from_pretrained(model, **({"torch_dtype": dtype} if dtype is not None else {}), **more)
         pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=None, desc="Painting", leave=False)  # None: only on a terminal
     return pipe

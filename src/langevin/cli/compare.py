@@ -11,9 +11,7 @@ from typing import Any
 
 import typer
 
-from langevin.schedulers.catalogue import interchangeable
-
-from .choices import (
+from langevin.cli.choices import (
     load_pipeline,
     parse_dtype,
     parse_scheduler,
@@ -21,9 +19,10 @@ from .choices import (
     schedulers,
     set_scheduler,
 )
-from .errors import BadUsage
-from .files import check_out, targets
-from .generate import fitting
+from langevin.cli.errors import BadUsage
+from langevin.cli.files import check_out, targets
+from langevin.cli.generate import fitting
+from langevin.schedulers.catalogue import interchangeable
 
 
 def catalogue() -> list[dict[str, Any]]:

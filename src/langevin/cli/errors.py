@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,25 @@ class Failure(RuntimeError):
     """What was asked for could not be done; exit code 1."""
 
 
+# Controls of both sets, line and paragraph separators, halves of letters, and what turns the direction of writing.
+_HARMFUL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufff9-\ufffb]"
+)
+
+
+def harmless(text: str) -> str:
+    """Text from a file for the terminal: what could command it, or show other letters than there are, is spelt out.
+
+    Line ends and tabs stay. JSON stays JSON.
+    """
+    return _HARMFUL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def say(text: str) -> None:
+    """A result, on stdout."""
+    typer.echo(harmless(text))
+
+
 def one_line(error: BaseException) -> str:
     """What an exception says, as one line."""
     if hasattr(error, "format_message"):  # click's own
@@ -27,7 +47,7 @@ def one_line(error: BaseException) -> str:
         text = f"{error.strerror}: {error.filename}"
     else:
         text = str(error)
-    text = " ".join(text.split())
+    text = harmless(" ".join(text.split()))
     expected = isinstance(error, (ValueError, OSError, RuntimeError)) or hasattr(error, "format_message")
     if text and expected:
         return text
@@ -36,7 +56,7 @@ def one_line(error: BaseException) -> str:
 
 def tell(text: str) -> None:
     """A remark for people, on stderr, so that stdout holds results only."""
-    typer.echo(text, err=True)
+    typer.echo(harmless(text), err=True)
 
 
 class Group(TyperGroup):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from pathlib import Path
 
-from .errors import BadUsage, Failure
+from langevin.cli.errors import BadUsage, Failure
 
 # Formats that hold a colour picture and that people mean; Pillow knows more, such as PDF and icons.
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".tga")
@@ -22,9 +24,15 @@ def slug(prompt: str | None, most: int = 50) -> str:
     return name or (words[0][:most] if words else "picture")
 
 
-def check_out(out: Path | None) -> None:
-    """Refuse what could not be saved, before any time is spent on making it."""
+def check_out(out: Path | None, beside: Path | None = None) -> None:
+    """Refuse what could not be saved, before any time is spent on making it.
+
+    Args:
+        out: the file, or the folder for it, that ``--out`` names.
+        beside: where pictures go without; the current folder if None.
+    """
     if out is None or out.is_dir():
+        _try_folder(out or beside or Path())
         return
     if out.suffix.lower() not in EXTENSIONS:
         if not out.suffix:
@@ -32,6 +40,24 @@ def check_out(out: Path | None) -> None:
         raise BadUsage(f"--out {out}: pictures are not saved as {out.suffix!r}; use .png, .jpg or .webp")
     if not out.parent.is_dir():
         raise Failure(f"there is no folder {out.parent} to save {out.name} in")
+    try:
+        os.path.realpath(out, strict=True)
+    except FileNotFoundError:
+        pass  # a new file
+    except OSError as error:  # its name is too long, or a link leads in a circle
+        raise Failure(f"cannot save {out.name[:60]}: {error.strerror}") from None
+    _try_folder(Path(os.path.realpath(out)).parent)
+
+
+def _try_folder(folder: Path) -> None:
+    """Write a file without a name, or one that is gone at once."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise Failure(
+            f"cannot save pictures in {folder.absolute()}: {error.strerror}; name another with --out"
+        ) from None
 
 
 def targets(out: Path | None, prompt: str | None, seeds: list[int], force: bool) -> list[Path]:

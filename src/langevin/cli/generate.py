@@ -11,9 +11,9 @@ from typing import Any
 
 import typer
 
-from .choices import load_pipeline, parse_dtype, parse_scheduler, parse_size, pick_device, set_scheduler
-from .errors import BadUsage, tell
-from .files import check_out, targets
+from langevin.cli.choices import load_pipeline, parse_dtype, parse_scheduler, parse_size, pick_device, set_scheduler
+from langevin.cli.errors import BadUsage, tell
+from langevin.cli.files import check_out, targets
 
 
 def generate(

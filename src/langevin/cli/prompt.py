@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from .errors import BadUsage, tell
+from langevin.cli.errors import BadUsage, harmless, tell
 
 _SHOWN = 12
 """States of an edited prompt that are printed; the rest is counted."""
@@ -64,10 +64,9 @@ def explain(prompt: str, *, model: str, grammar: str, steps: int) -> dict[str, A
 def load_encoder(model: str) -> Any:
     """The tokenizer of a model and what is known of its text encoder, whose weights are not read."""
     from langevin.checkpoints import folders, transformers_parts
-    from langevin.checkpoints.config import read_json
+    from langevin.checkpoints.files import read_json
+    from langevin.cli.choices import busy
     from langevin.prompts.encoder import PromptEncoder
-
-    from .choices import busy
 
     def wanted(names: list[str], fetch: Any) -> list[str]:
         return [n for n in names if n == "model_index.json" or n.startswith("tokenizer/") or n == _CONFIG]
@@ -157,9 +156,9 @@ def _line(chunk: list[dict[str, Any]], indent: str) -> Any:
     line = Text(indent)
     for n, word in enumerate(chunk):
         weight = word["weight"]
-        plain = [token.removesuffix("</w>").removeprefix("▁") for token in word["tokens"]]
+        plain = [harmless(token.removesuffix("</w>").removeprefix("▁")) for token in word["tokens"]]
         if not all(token.isascii() for token in plain):  # bytes of letters, in the vocabulary's spelling of bytes
-            plain = [word["text"]]
+            plain = [harmless(word["text"])]
         line.append(" " if n else "").append("·".join(plain), colour(weight))
         if weight != 1 and (n + 1 == len(chunk) or chunk[n + 1]["weight"] != weight):
             line.append(f" ×{weight:.3g}", f"dim {colour(weight)}")

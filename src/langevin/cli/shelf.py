@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from langevin.cli.errors import harmless
+
 
 def size_text(size: int) -> str:
     """Bytes for people: 14.2 MB."""
@@ -45,6 +47,7 @@ def show(as_json: bool) -> None:
         typer.echo(json.dumps(rows, indent=2))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -52,7 +55,8 @@ def show(as_json: bool) -> None:
         table.add_column(title, justify="right" if title == "size" else "left", overflow="fold")
     for row in rows:
         what = row["description"] if row["where"] == "box" else "in the hub cache"
-        table.add_row(row["name"], size_text(row["bytes"]), row["class"], what)
+        name, kind, what = (escape(harmless(str(text))) for text in (row["name"], row["class"], what))
+        table.add_row(name, size_text(row["bytes"]), kind, what)
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     if rows:
         console.print(table)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import BadUsage, Failure
-from .generate import generate
+from langevin.cli.errors import BadUsage, Failure
+from langevin.cli.generate import generate
 
 
 def edit(picture: Path, *, strength: float | None, image_guidance: float | None, **options: Any) -> None:
@@ -38,7 +40,7 @@ def inpaint(
         raise BadUsage("say where to paint: either --mask FILE (white there) or --box LEFT,TOP,RIGHT,BOTTOM in pixels")
     image = read(picture)
     if mask is not None:
-        where = read(mask)
+        where = read_mask(mask)
         where = where if where.size == image.size else where.resize(image.size)
     else:
         where = Image.new("L", image.size, 0)
@@ -47,39 +49,85 @@ def inpaint(
     def prepare(pipe: Any) -> tuple[Any, dict[str, Any]]:
         pipe = _as(pipe, "StableDiffusionInpaintPipeline", "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
         arguments = {"image": image, "mask_image": where, "strength": strength, "padding_mask_crop": crop}
+        if not options["size"]:
+            width, height = (_up(side, pipe.vae_scale_factor) for side in image.size)
+            arguments |= {"width": width, "height": height}
+            if (width, height) != image.size and crop is None:  # paint all of it a little larger, and lay that over it
+                arguments["padding_mask_crop"] = max(image.size)
         return pipe, {**arguments, "keep_outside": keep or None}
 
-    width, height = image.size
-    generate(prepare=prepare, **{**options, "size": options["size"] or f"{width}x{height}"})
+    generate(prepare=prepare, **options)
+
+
+def _up(side: int, multiple: int) -> int:
+    return -(-side // multiple) * multiple
+
+
+def shaped(size: tuple[int, int], area: float, multiple: int) -> tuple[int, int]:
+    """(width, height) with the proportions of ``size`` and about ``area`` pixels, in multiples of ``multiple``."""
+    factor = math.sqrt(area / (size[0] * size[1])) / multiple
+    width, height = (max(1, round(side * factor)) * multiple for side in size)
+    return width, height
 
 
 def control(picture: Path, *, net: str, scale: float, start: float, stop: float, guess: bool, **options: Any) -> None:
-    """Paint a prompt under a control picture, with any model and the control network that fits it."""
+    """Paint a prompt under a control picture, with any model and the control network that fits it.
+
+    The result has the picture's proportions and as many pixels as the model usually makes.
+    """
     image = read(picture)
 
     def prepare(pipe: Any) -> tuple[Any, dict[str, Any]]:
         from langevin import Control, ControlNetModel
 
         network = ControlNetModel.from_pretrained(net, torch_dtype=pipe.dtype).to(pipe.device)
-        return pipe, {"control": [Control(network, image, scale=scale, start=start, stop=stop, guess=guess)]}
+        control = [Control(network, image, scale=scale, start=start, stop=stop, guess=guess)]
+        own = getattr(getattr(pipe, "unet", None), "config", {}).get("sample_size")
+        if options["size"] or not own:
+            return pipe, {"control": control}
+        high, wide = (own, own) if isinstance(own, int) else own
+        multiple = pipe.vae_scale_factor
+        width, height = shaped(image.size, high * wide * multiple**2, multiple)
+        return pipe, {"control": control, "width": width, "height": height}
 
     generate(prepare=prepare, **options)
 
 
 def read(picture: Path) -> Any:
     """A picture from a file, upright and in RGB."""
-    from PIL import UnidentifiedImageError
-
     from langevin.media.load import load_image
+
+    return _from_file(picture, load_image)
+
+
+def read_mask(picture: Path) -> Any:
+    """A mask from a file, upright; on a transparent layer only what is visible is white."""
+    from PIL import Image
+
+    from langevin.media.checks import masks
+    from langevin.media.load import load_image
+
+    def load(path: Path) -> Any:
+        with Image.open(path) as image:
+            transparent = "A" in image.getbands() or "transparency" in image.info
+            return masks(image, str(path))[0] if transparent else load_image(path)
+
+    return _from_file(picture, load)
+
+
+def _from_file(picture: Path, load: Callable[[Path], Any]) -> Any:
+    from PIL import UnidentifiedImageError
 
     if picture.is_dir():
         raise BadUsage(f"{picture} is a folder, not a picture")
     try:
-        return load_image(picture)
+        return load(picture)
     except FileNotFoundError:
         raise Failure(f"there is no file {picture}") from None
     except UnidentifiedImageError:
         raise Failure(f"{picture} is not a picture") from None
+    except ValueError as error:
+        raise Failure(str(error)) from None
 
 
 def parse_box(text: str, size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from langevin.guiders.attention_maps import map_size, watching
-from langevin.guiders.base import Conditions, Guider, Setup, Step
+from langevin.guiders.base import Guider, Setup
+from langevin.guiders.step import Conditions, Step
 from langevin.guiders.windows import Box
 from langevin.models.layers.attention import Attention
 
@@ -80,7 +81,7 @@ class AttendAndExcite(Guider):
     def prepare(self, setup: Setup) -> None:
         if torch.is_inference_mode_enabled():
             raise ValueError("attend-and-excite needs gradients, which torch.inference_mode forbids; leave it out")
-        self._size = setup.shape[-2:]
+        self._size = setup.picture_places("attend-and-excite")
         self._last: Attention | None = None  # the last layer in a pass whose map counts
         self._stops = not getattr(setup.network, "is_gradient_checkpointing", False)  # which passes layers twice
         prompts = setup.shape[0] // setup.pictures
@@ -106,7 +107,7 @@ class AttendAndExcite(Guider):
         if self.scale_factor == 0 or (threshold is None and not moves):
             return x
         size = self.scale_factor * math.sqrt(1 - 0.5 * done / max(calls - 1, 1))
-        told, batch = step.branches["positive"], len(x)
+        told, batch = step.conditions(["positive"])["positive"], len(x)
         shown, scale = x, torch.ones(())
         if self.scaled_input:  # schedulers multiply by a number
             shown, scale = (step.run.scale_model_input(t, step.index) for t in (x, scale))

@@ -1,38 +1,27 @@
-"""What a guider is: an object that sets up a call and steers its loop, at any of a few moments."""
+"""What a guider is: an object that sets up a stage of a call and steers its loop, at any of a few moments."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from langevin.codecs.base import Codec
+from langevin.guiders.step import Conditions, Denoiser, Input, Step, Told
 from langevin.randomness import Noise
 
 if TYPE_CHECKING:
-    from langevin.schedulers.base import Run
-
-Conditions = Mapping[str, Any]
-"""What one branch is told: keyword arguments of the network, as ``{"encoder_hidden_states": (batch, tokens, dim)}``.
-
-Two names are not the network's. ``"channels"``, ``(batch, more, height, width)``, is joined to x (inpainting's mask,
-the picture to be edited). ``"maps"``, a dict, is for the :attr:`Setup.inputs` that put it there. A tensor with x's
-height and width is a map of x's places: wrappers that cut x into windows cut it alike.
-"""
-
-Denoiser = Callable[..., "dict[str, Tensor]"]
-"""``denoiser(x, step, branches, attention=None) -> {branch: prediction}``: see :mod:`langevin.denoiser`."""
-
-Input = Callable[..., "dict[str, Any]"]
-"""``input(x, step, names, told) -> told``: see :attr:`Setup.inputs`."""
+    from langevin.schedulers.run import Run
 
 
 @dataclass
 class Setup:
-    """A call before its first step. A guider may change any of it in :meth:`Guider.prepare`.
+    """One stage of a call: a network denoises an x along a run. A guider may change any of it in
+    :meth:`Guider.prepare`.
 
     Attributes:
         run: the scheduler's run.
@@ -40,23 +29,27 @@ class Setup:
         order: network calls in a step.
         branches: conditions by branch name: "positive", "negative" (where there is one), and what guiders add.
             "negative" differs from "positive" in nothing but the text.
+        told: conditions of every branch, those that come later among them; see :class:`Told`.
         guiders: this call's own copies, in order.
         network: what is denoised with, for its config and to name its layers; do not call it.
         denoiser: put something around the network by wrapping this.
         inputs: functions ``(x, step, names, told) -> told``, asked at each network call with the scaled x,
-            ``(rows, channels, height, width)``, the names of the branches whose rows they are, one after the other,
+            ``(rows, channels, …)``, the names of the branches whose rows they are, one after the other,
             and what the network will be told; they return what it is told instead (control networks).
         codec: from pixels to x and back; see :mod:`langevin.codecs`.
         noise: draws from this call's generators, in a fixed order: who draws first gets the first numbers.
-        shape: of x, ``(batch, channels, height, width)``.
+        shape: of x, ``(batch, channels, …)``: pictures, sounds, frames, or a vector ``(batch, dim)``.
         device, dtype: of x.
+        scheduler: whose run it is, for the record.
+        name: of the stage, where a call has several.
         encode_text: ``encode_text(text) -> conditions`` of a branch with another text (one, or one per prompt).
         pair_images: see :meth:`rows`.
         pictures: how many there are of each prompt.
         start: the network call at which the run begins.
-        x: where it begins, at the level of call ``start``; None is noise.
+        x: where it begins, at the level of call ``start``; None is where the run begins by itself, which is noise.
         latents: the noise that the caller gave to begin with, or None.
-        tensors: tensors that callbacks may see and replace, by name; read them here at each step.
+        tensors: tensors that callbacks may see and replace, by name, beside those in ``told["channels"]``; read them
+            here at each step.
     """
 
     run: Run
@@ -67,11 +60,14 @@ class Setup:
     network: Any
     denoiser: Denoiser
     inputs: list[Input]
-    codec: Any
+    codec: Codec
     noise: Noise
     shape: tuple[int, ...]
     device: torch.device
     dtype: torch.dtype
+    told: Told = field(default_factory=Told)
+    scheduler: Any = None
+    name: str = ""
     encode_text: Callable[[Any], Conditions] | None = None
     pair_images: bool = False
     pictures: int = 1
@@ -80,11 +76,17 @@ class Setup:
     latents: Tensor | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
+    # -- where x begins
+
     def first_noise(self) -> Tensor:
-        """The standard normal noise that this call begins with: the caller's, else drawn once."""
+        """The noise that this stage begins with: the caller's, else drawn once."""
         if self.latents is None:
             self.latents = self.noise.draw(self.shape, self.dtype, self.device)
         return self.latents
+
+    def begin(self) -> Tensor:
+        """x where the whole run begins, from noise alone."""
+        return self.run.begin(self.first_noise, self.noise, self.shape, self.device)
 
     def start_at(self, strength: float) -> None:
         """Leave out the run's first steps: strength 1 keeps all, 0 none.
@@ -99,39 +101,57 @@ class Setup:
         kept = min(int(self.steps * strength), self.steps)
         self.start = (self.steps - kept) * self.order if kept else len(self.run)
 
+    # -- places
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The sizes of x's axes that are places: height and width of a picture's latents; none of a vector."""
+        return self.shape[len(self.shape) - self.codec.axes :]
+
+    def picture_places(self, who: str) -> tuple[int, int]:
+        """Height and width of x.
+
+        Raises:
+            ValueError: x is no picture and has no such thing; ``who`` says who wants to know.
+        """
+        if self.codec.axes < 2:
+            raise ValueError(f"{who} works on pictures; what is made here is {tuple(self.shape)}, which has none")
+        height, width = self.places[-2:]
+        return height, width
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The size of what is decoded: pixels ``(height, width)``, samples, …."""
+        return tuple(side * self.codec.scale_factor for side in self.places)
+
+    def is_latents(self, images: Tensor) -> bool:
+        """Whether these are latents in pictures' place, told by their number of channels."""
+        return images.shape[1] == self.codec.channels and self.codec.scale_factor > 1
+
     def check_size(self, images: Tensor) -> None:
         """Raises ValueError unless pictures, or latents in their place, have the size of those to be made."""
-        wanted = self.shape[-2:]
-        if images.shape[1] != self.codec.channels:
-            wanted = tuple(side * self.codec.scale_factor for side in wanted)
-        if tuple(images.shape[-2:]) != tuple(wanted):
+        wanted = self.places if self.is_latents(images) else self.size
+        if tuple(images.shape[2:]) != wanted:
             sides = " x ".join(map(str, wanted))
             raise ValueError(f"image is {tuple(images.shape)}; the pictures to be made are {sides}")
 
-    def drawing(self, count: int, shared: bool = False) -> tuple[Noise, int]:
-        """Who draws latents for ``count`` given pictures, and for how many rows; see :meth:`encode`."""
-        generators = self.noise.generator
-        if not isinstance(generators, Sequence):
-            return self.noise, count
-        return (Noise(generators[:count]), count) if shared else (self.noise, self.shape[0])
+    # -- pictures that are given
 
-    def encode(self, pixels: Tensor, sample: bool = True, shared: bool = False) -> Tensor:
+    def encode(self, pixels: Tensor, sample: bool = True) -> Tensor:
         """What the network denoises, for pixels ``(n, 3, height, width)`` in [-1, 1], one row per row of x.
 
         A tensor with the latents' channels passes for latents, as it does in the reference.
 
         Args:
-            sample: draw from the autoencoder's posterior, else take its mode.
-            shared: where each picture has a generator of its own, let only the first ones draw, one for each picture
-                given, and repeat what they drew, as the reference does in places. Otherwise every generator draws.
+            sample: draw from the autoencoder's posterior, else take its mode. Where each picture has a generator of its
+                own, each draws for its own.
         """
         pixels = pixels.to(self.device, self.dtype)
         if pixels.shape[1] == self.codec.channels:
             return self.rows(pixels)
         if not sample:
             return self.rows(self.codec.encode(pixels, None))
-        noise, count = self.drawing(len(pixels), shared)
-        return self.rows(self.codec.encode(pixels if count == len(pixels) else self.rows(pixels), noise))
+        return self.rows(self.codec.encode(self.rows(pixels) if self.noise.per_picture else pixels, self.noise))
 
     def rows(self, images: Tensor) -> Tensor:
         """Repeat pictures to x's rows. Several, with several pictures of each prompt, are repeated as a whole
@@ -147,63 +167,6 @@ class Setup:
         if self.pair_images:
             return images.repeat_interleave(batch // count, dim=0)
         return images.repeat(batch // count, *[1] * (images.ndim - 1))
-
-
-def tell(
-    branches: MutableMapping[str, Conditions],
-    key: str,
-    value: Callable[[str, Any], Any],
-    inside: str | None = None,
-) -> None:
-    """See to it that every branch is told something; those that are already keep their entry.
-
-    Args:
-        key: under which name; with ``inside="maps"``, in that dict of theirs.
-        value: from a branch's name and what it is told now (or None), to what it is to be told.
-    """
-    for name, told in list(branches.items()):
-        holder = told if inside is None else told.get(inside, {})
-        wanted = value(name, holder.get(key))
-        if wanted is not holder.get(key):
-            holder = {**holder, key: wanted}
-            branches[name] = holder if inside is None else {**told, inside: holder}
-
-
-@dataclass(slots=True)
-class Step:
-    """One network call's place in a run, as guiders see it.
-
-    Attributes:
-        index: 0, 1, … up to ``total - 1``.
-        total: network calls in the run.
-        timestep: what the network is told.
-        run: the scheduler's run; ``run.add_noise(x0, noise, index)`` brings a clean x to this step's level.
-        branches: all conditions of the call by branch name, "positive" among them. A guider may replace entries.
-        denoiser: the network and its wrappers; see :meth:`predict`.
-        noise: ``noise(like)`` draws fresh noise from the call's generators.
-        start: the network call at which the loop began (image to image begins late).
-        attention: what the guiders asked so far want called in this step's attention layers; None: the usual one.
-    """
-
-    index: int
-    total: int
-    timestep: float
-    run: Run
-    branches: dict[str, Conditions]
-    denoiser: Denoiser
-    noise: Callable[[Tensor], Tensor]
-    start: int = 0
-    attention: Callable[..., Tensor] | None = None
-
-    def predict(self, x: Tensor, names: Iterable[str], attention: Callable | None = None) -> dict[str, Tensor]:
-        """Ask the network at this step about any x (unscaled), for the named branches."""
-        chosen = {name: self.branches[name] for name in names}
-        return self.denoiser(self.run.scale_model_input(x, self.index), self, chosen, attention)
-
-    @property
-    def progress(self) -> float:
-        """Share of the run that lies behind this step, 0 ≤ progress < 1."""
-        return self.index / self.total
 
 
 class Guider:
@@ -229,7 +192,8 @@ class Guider:
 
         It is called as ``f(q, k, v, mask, layer, names=(…), views=None)``: ``q`` is ``(rows, heads, tokens, dim)``,
         ``names`` the branches whose rows these are, one after the other; ``views`` is None, or where the network looks
-        at parts of x, their boxes, each branch's rows being theirs one after the other.
+        at parts of x, their boxes, each branch's rows being theirs one after the other. Where prompts differ in length,
+        pictures of one length go through together, and ``pictures=(…)`` are their numbers.
 
         There is one function in the end. Where guiders before this one hand one down, it is ``step.attention``: call it
         for the layers that you leave alone, and both have their effect.
@@ -237,7 +201,7 @@ class Guider:
         return None
 
     def before(self, x: Tensor, step: Step) -> Tensor:
-        """Change x, ``(batch, channels, height, width)`` at this step's noise level, before the network sees it."""
+        """Change x, ``(batch, channels, …)`` at this step's noise level, before the network sees it."""
         return x
 
     def combine(self, prediction: Tensor, predictions: Mapping[str, Tensor], x: Tensor, step: Step) -> Tensor:
@@ -257,3 +221,11 @@ class Guider:
     def finish(self, pixels: Tensor, setup: Setup) -> Tensor:
         """Change the decoded pictures, ``(batch, channels, height, width)`` in [-1, 1]."""
         return pixels
+
+
+_MOMENTS = ("begin", "prepare", "needs", "attention", "before", "combine", "after", "finish")
+
+
+def is_guider(value: Any) -> bool:
+    """Whether it is a :class:`Guider`, or has all of a guider's moments, as one that hands them on to another has."""
+    return isinstance(value, Guider) or all(callable(getattr(value, moment, None)) for moment in _MOMENTS)

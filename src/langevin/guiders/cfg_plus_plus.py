@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from langevin.guiders.base import Step
 from langevin.guiders.classifier_free import ClassifierFreeGuidance
+from langevin.guiders.step import Step
 from langevin.schedulers import prediction as predictions_
 
 

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from langevin.guiders.base import Guider, Step
+from langevin.guiders.base import Guider
+from langevin.guiders.step import Step
 
 
 @dataclass

@@ -11,7 +11,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from langevin.guiders.base import Conditions, Guider, Setup, Step, tell
+from langevin.guiders.base import Guider, Setup
+from langevin.guiders.step import Step
 from langevin.media.images import VaeImageProcessor
 
 _DOWN, _MID = "down_block_additional_residuals", "mid_block_additional_residual"
@@ -65,6 +66,7 @@ class Control(Guider):
 
     def prepare(self, setup: Setup) -> None:
         if self.scale == 0:
+            self.shown = self.pixels(setup)
             return
         self._name = f"control {len(setup.inputs)}"  # every control adds an input, so no two have one name
         self._setup = setup
@@ -73,11 +75,12 @@ class Control(Guider):
 
     def pixels(self, setup: Setup) -> Tensor:
         """The picture in the size of what is made, ``(n, channels, height, width)`` in [0, 1]."""
-        side = setup.codec.scale_factor
-        return control_pixels(self.image, setup.shape[-2] * side, setup.shape[-1] * side)
+        setup.picture_places("Control")
+        return control_pixels(self.image, *setup.size[-2:])
 
     def show(self, pixels: Tensor) -> None:
         """Let the control network look at this from now on, ``(n, channels, height, width)`` in [0, 1]."""
+        self.shown = pixels
         hint = self.network.embed_condition(self._brought(pixels))
         shape = self._setup.shape
         if hint.shape[-2:] != shape[-2:]:
@@ -85,16 +88,7 @@ class Control(Guider):
             raise ValueError(
                 f"this ControlNet sees the picture as {seen}, where x is {wanted}; it is for another model"
             )
-        self._hint = one_per_row(hint, self._setup)
-        self._hand_out(self._setup.branches)
-
-    def before(self, x: Tensor, step: Step) -> Tensor:
-        if self.scale != 0:
-            self._hand_out(step.branches)  # to branches that came after prepare, too
-        return x
-
-    def _hand_out(self, branches: dict[str, Conditions]) -> None:
-        tell(branches, self._name, lambda name, old: self._hint, inside="maps")
+        self._setup.told.put("maps", self._name, one_per_row(hint, self._setup))
 
     def acts(self, step: Step) -> bool:
         """Whether the control network is asked at this step, counted from where the run begins."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from langevin.guiders.base import Conditions, Guider, Setup, Step, tell
-from langevin.guiders.classifier_free import ClassifierFreeGuidance
+from langevin.guiders.base import Guider, Setup
+from langevin.guiders.step import Step
 
 
 @dataclass
@@ -36,8 +35,6 @@ class Inpaint(Guider):
             image and mask. Needed where ``image`` is latents and the network is made for inpainting.
         keep_outside: lay the picture's own pixels over everything outside the mask at the end, since the autoencoder
             changes those too.
-        shared_draws: see :meth:`~langevin.Setup.encode`.
-        show_masked: make the masked picture's latents for callbacks even where the network does not take them.
 
     Raises:
         ValueError: for shapes and ranges that do not fit, in one line. When the call begins: for a network with another
@@ -52,8 +49,6 @@ class Inpaint(Guider):
     strength: float = 1.0
     masked_latents: Tensor | None = None
     keep_outside: bool = False
-    shared_draws: bool = False
-    show_masked: bool = False
 
     def __post_init__(self) -> None:
         if self.mask.ndim != 4 or self.mask.shape[1] != 1:
@@ -65,22 +60,36 @@ class Inpaint(Guider):
     def prepare(self, setup: Setup) -> None:
         setup.start_at(self.strength)
         setup.check_size(self.image)
-        self._is_latents = self.image.shape[1] == setup.codec.channels and setup.codec.scale_factor > 1
-        if self.keep_outside and self._is_latents:
+        if self.keep_outside and setup.is_latents(self.image):
             raise ValueError("keep_outside needs the picture's pixels, but image is latents; give pixels")
-        self._takes = setup.network.config.in_channels
-        self._joined = self._takes == 2 * setup.codec.channels + 1
+        self._joined = getattr(setup.network, "config", {}).get("in_channels") == 2 * setup.codec.channels + 1
         self._begin(setup)
-        self._expose(setup)
+        mask = setup.rows(_resized(self.mask, setup.places)).to(setup.device, setup.dtype)
+        masked = self.masked(setup, self._joined)
         if self._joined:
-            self._tell(setup.branches)
+            if masked is None:
+                raise ValueError(
+                    "image is latents, which cannot be masked; give masked_latents too, or pixels as image"
+                )
+            setup.told.put("channels", "mask", mask)
+            setup.told.put("channels", "masked_image_latents", masked)
+            return
+        self._tensors = setup.tensors
+        self._tensors |= {"mask": mask} | ({} if masked is None else {"masked_image_latents": masked})
 
-    def before(self, x: Tensor, step: Step) -> Tensor:
-        if step.index == step.start:
-            self._check_network(x.shape[1], step)
-        if self._joined:
-            self._tell(step.branches)  # callbacks may have changed the tensors, and other guiders added branches
-        return x
+    def encoded(self, setup: Setup, pixels: Tensor) -> Tensor:
+        """Latents of a picture, one row per row of x."""
+        return setup.encode(pixels)
+
+    def masked(self, setup: Setup, needed: bool) -> Tensor | None:
+        """Latents of the masked picture, one row per row of x; None where they are not needed or cannot be had."""
+        masked = self.masked_latents
+        if masked is None:
+            if not needed or setup.is_latents(self.image):
+                return None
+            masked = self.image * (_resized(self.mask, self.image.shape[-2:]) < 0.5)
+        setup.check_size(masked)
+        return self.encoded(setup, masked)
 
     def after(self, x: Tensor, step: Step) -> Tensor:
         if self._joined:
@@ -89,7 +98,7 @@ class Inpaint(Guider):
         kept = self._clean  # at the end: the last level of some configs is not quite clean
         if following < len(step.run):
             kept = step.run.add_noise(self._clean, self._noise, following)
-        return kept.lerp(x, self._tensor("mask"))
+        return kept.lerp(x, self._tensors["mask"])
 
     def finish(self, pixels: Tensor, setup: Setup) -> Tensor:
         if not self.keep_outside:
@@ -105,64 +114,16 @@ class Inpaint(Guider):
         ends = setup.start >= len(setup.run)
         from_noise = not ends and (self.strength == 1 or setup.latents is not None)
         if not (self._joined and from_noise):
-            self._clean = setup.encode(self.image, shared=self.shared_draws)
+            self._clean = self.encoded(setup, self.image)
         self._noise = setup.first_noise()
         if from_noise:
-            setup.x = self._noise * setup.run.init_noise_sigma
+            setup.x = setup.begin()
         elif ends:
             setup.x = self._clean
         else:
             setup.x = setup.run.add_noise(self._clean, self._noise, setup.start)
 
-    def _expose(self, setup: Setup) -> None:
-        """Put the mask, and the masked picture's latents, where callbacks find them."""
-        self._tensors = setup.tensors
-        self._told: list[tuple[int, int]] = []
-        self._form = setup.shape[0], setup.device, setup.dtype
-        tensors = {"mask": setup.rows(_resized(self.mask, setup.shape[-2:])).to(setup.device, setup.dtype)}
-        masked = self.masked_latents
-        if masked is None and not self._is_latents:
-            if self._joined or self.show_masked:
-                hidden = _resized(self.mask, self.image.shape[-2:]) >= 0.5
-                masked = self.image * ~hidden
-            else:  # the reference draws here what it then does not use
-                noise, rows = setup.drawing(max(len(self.image), len(self.mask)), self.shared_draws)
-                noise.draw((rows, *setup.shape[1:]), setup.dtype, setup.device)
-        if masked is not None:
-            setup.check_size(masked)
-            tensors["masked_image_latents"] = setup.encode(masked, shared=self.shared_draws)
-        elif self._joined:
-            raise ValueError("image is latents, which cannot be masked; give masked_latents too, or pixels as image")
-        # callbacks written for the reference halve these where there is guidance
-        guided = any(isinstance(g, ClassifierFreeGuidance) and g.on for g in setup.guiders)
-        copies = 2 if guided and "negative" in setup.branches else 1
-        self._tensors |= {name: torch.cat([value] * copies) for name, value in tensors.items()}
 
-    def _tensor(self, name: str) -> Tensor:
-        """What callbacks have left of a tensor, one row per row of x."""
-        batch, device, dtype = self._form
-        return self._tensors[name][-batch:].to(device, dtype).expand(batch, -1, -1, -1)
-
-    def _tell(self, branches: MutableMapping[str, Conditions]) -> None:
-        """See to it that every branch has the mask and the masked picture."""
-        names = ("mask", "masked_image_latents")
-        tensors = [self._tensors[name] for name in names]
-        told = [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
-        if told != self._told:
-            self._told, self._held = told, tensors  # held, so that their ids stay theirs
-            self._channels = torch.cat([self._tensor(name) for name in names], dim=1)
-        tell(branches, "channels", lambda name, old: self._channels)
-
-    def _check_network(self, latents: int, step: Step) -> None:
-        """Only now is it known what other guiders join to x."""
-        joined = step.branches["positive"].get("channels")
-        if self._takes != latents + (0 if joined is None else joined.shape[1]):
-            raise ValueError(
-                f"the network takes {self._takes} channels; inpainting needs one that takes {latents}, "
-                f"or {2 * latents + 1} with the mask and the masked picture"
-            )
-
-
-def _resized(images: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
+def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
     """To another height and width by the nearest pixel, as the reference does."""
-    return images if images.shape[-2:] == size else interpolate(images.float(), size=tuple(size))
+    return images if images.shape[-2:] == tuple(size) else interpolate(images.float(), size=tuple(size))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from langevin.guiders.base import Conditions, Guider, Setup, Step, tell
+from langevin.guiders.base import Guider, Setup
 from langevin.guiders.classifier_free import ClassifierFreeGuidance
+from langevin.guiders.step import Conditions, Step
+from langevin.latest import Latest
 
-_ORDER = ("positive", "negative", "unconditional")
-_TEXT = "encoder_hidden_states"
+_PICTURE = "image_latents"
 
 
 @dataclass
@@ -43,7 +44,7 @@ class InstructGuidance(ClassifierFreeGuidance):
     start: float = field(default=0.0, kw_only=True)
     stop: float = field(default=1.0, kw_only=True)
 
-    callback_branches: ClassVar[tuple[str, ...]] = _ORDER
+    callback_branches: ClassVar[tuple[str, ...]] = ("positive", "negative", "unconditional")
     dials: ClassVar[Mapping[str, str]] = {"guidance_scale": "scale", "image_guidance_scale": "image_scale"}
 
     @property
@@ -57,21 +58,19 @@ class InstructGuidance(ClassifierFreeGuidance):
         return [name for name, share in shares.items() if share]
 
     def prepare(self, setup: Setup) -> None:
-        self._negative: Conditions = {}
-        self._text: Tensor | None = None
+        if self.on and not any(isinstance(guider, ImageChannels) for guider in setup.guiders):
+            raise ValueError("InstructGuidance needs a picture; give ImageChannels(pixels) beside it")
+        self._unseen: Latest[Conditions] = Latest()
+        self._last: Conditions | None = None
 
     def before(self, x: Tensor, step: Step) -> Tensor:
-        negative, old = step.branches.get("negative"), step.branches.get("unconditional")
-        if not self.on or negative is None or negative is self._negative:
+        if not self.on or "negative" not in step.branches:
             return x
-        if "channels" not in negative:
-            raise ValueError("InstructGuidance needs a picture; give ImageChannels(pixels) beside it")
-        if old is None:
-            old = {"channels": torch.zeros_like(negative["channels"]), _TEXT: self._text}
-        # the text follows that of "negative", unless a callback put another there
-        follows = old[_TEXT] is self._text and negative[_TEXT] is not self._negative.get(_TEXT)
-        self._negative, self._text = negative, negative[_TEXT] if follows else old[_TEXT]
-        step.branches["unconditional"] = {**negative, "channels": old["channels"], _TEXT: self._text}
+        picture = step.told["channels"][_PICTURE]
+        if step.branches.get("unconditional") is self._last:  # nobody put another in its place
+            negative = step.branches["negative"]
+            self._last = self._unseen([negative], lambda: _without(negative, picture))
+            step.branches["unconditional"] = self._last
         return x
 
     def combine(self, prediction: Tensor, predictions: Mapping[str, Tensor], x: Tensor, step: Step) -> Tensor:
@@ -83,12 +82,17 @@ class InstructGuidance(ClassifierFreeGuidance):
         return towards_picture + self.scale * (prediction - negative)
 
 
+def _without(conditions: Conditions, picture: Tensor) -> Conditions:
+    """The same conditions, with the picture hidden."""
+    hidden = {**conditions.get("channels", {}), _PICTURE: torch.zeros_like(picture)}
+    return {**conditions, "channels": hidden}
+
+
 @dataclass
 class ImageChannels(Guider):
     """Shows the network a picture in input channels of its own, beside x.
 
-    Callbacks see and may replace it as "image_latents", ``(batch, channels, height, width)``; while
-    :class:`InstructGuidance` acts, one after the other for its branches positive, negative and unconditional.
+    Callbacks see and may replace it as "image_latents", ``(batch, channels, height, width)``.
 
     Args:
         image: ``(n, 3, height, width)`` in [-1, 1], of the size of the pictures that are made; or latents, not scaled,
@@ -103,27 +107,6 @@ class ImageChannels(Guider):
     def prepare(self, setup: Setup) -> None:
         setup.check_size(self.image)
         pixels = self.image.to(setup.device, setup.dtype)
-        latents = pixels if pixels.shape[1] == setup.codec.channels else setup.codec.posterior(pixels)
-        given, taken = setup.shape[1] + latents.shape[1], setup.network.config.in_channels
-        if given != taken:
-            raise ValueError(f"this network takes {taken} channels, where x and the picture together have {given}")
-        latents = setup.rows(latents)
-        guided = any(isinstance(g, InstructGuidance) and g.on for g in setup.guiders)
-        shown = torch.cat([latents, latents, torch.zeros_like(latents)]) if guided else latents
-        setup.tensors["image_latents"] = shown
-        self._tensors = setup.tensors
-        self._batch = len(latents)
-        self._shown: Tensor | None = None
-        self._hand_out(setup.branches)
-
-    def before(self, x: Tensor, step: Step) -> Tensor:
-        self._hand_out(step.branches)
-        return x
-
-    def _hand_out(self, branches: dict[str, Conditions]) -> None:
-        """Give each branch its picture; "unconditional" keeps the zeros that it has unless there is one for it."""
-        shown = self._tensors["image_latents"]
-        if shown is not self._shown:
-            self._shown, self._parts = shown, dict(zip(_ORDER, shown.split(self._batch), strict=False))
-        usual = self._parts["positive"]
-        tell(branches, "channels", lambda name, old: self._parts.get(name, old if name == "unconditional" else usual))
+        codec: Any = setup.codec
+        latents = pixels if pixels.shape[1] == codec.channels else codec.posterior(pixels)
+        setup.told.put("channels", _PICTURE, setup.rows(latents))

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from langevin.guiders.base import Conditions, Guider, Step
+from langevin.guiders.base import Guider
+from langevin.guiders.step import Conditions, Step
 
 
 class PromptSchedule(Guider):

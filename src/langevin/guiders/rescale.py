@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from langevin.guiders.base import Guider, Step
+from langevin.guiders.base import Guider
+from langevin.guiders.step import Step
 
 
 @dataclass

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from langevin.guiders.base import Guider, Setup, Step
+from langevin.guiders.base import Guider, Setup
 from langevin.guiders.classifier_free import ClassifierFreeGuidance
+from langevin.guiders.step import Step
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from langevin.guiders.attention_maps import map_size, watching
-from langevin.guiders.base import Guider, Setup, Step
+from langevin.guiders.base import Guider, Setup
+from langevin.guiders.step import Step
 from langevin.guiders.windows import Box, stitch
 from langevin.models.layers.attention import Attention
 
@@ -46,10 +47,11 @@ class SelfAttentionGuidance(Guider):
             raise ValueError(f"scale={self.scale} of SelfAttentionGuidance must be at least 0, which is off")
 
     def prepare(self, setup: Setup) -> None:
-        self._shape = setup.shape
+        self._batch = setup.shape[0]
+        self._places = setup.picture_places("self-attention guidance")
         self._layer = lowest_self_attention(setup.network)
-        if self.scale and min(self._shape[-2:]) <= _REACH:
-            sides = " x ".join(map(str, self._shape[-2:]))
+        if self.scale and min(self._places) <= _REACH:
+            sides = " x ".join(map(str, self._places))
             raise ValueError(
                 f"self-attention guidance blurs over {2 * _REACH + 1} x {2 * _REACH + 1} places, and x has {sides}; "
                 f"make pictures with at least {_REACH + 1} x {_REACH + 1}"
@@ -59,13 +61,20 @@ class SelfAttentionGuidance(Guider):
         if self.scale == 0:
             return None
         self._others = step.attention
-        self._seen: dict[str, tuple[list[Tensor], list[Box]]] = {}
+        self._seen: dict[str, dict[Box, Tensor]] = {}
         return watching(lambda q, k, layer, views: layer is self._layer, self._see, self._others)
 
-    def _see(self, probabilities: Tensor, layer: Attention, names: tuple[str, ...] = (), views: Any = None) -> None:
+    def _see(
+        self,
+        probabilities: Tensor,
+        layer: Attention,
+        names: tuple[str, ...] = (),
+        views: Any = None,
+        pictures: Sequence[int] | None = None,
+    ) -> None:
         """Keep for each branch where places get more than their share of attention, in the size of x or its windows."""
         received = probabilities.mean(1).sum(1)  # over the heads, over who looks: (rows, places)
-        boxes = views or [(0, self._shape[-2], 0, self._shape[-1])]
+        boxes = views or [(0, self._places[0], 0, self._places[1])]
         top, bottom, left, right = boxes[0]
         height, width = bottom - top, right - left
         size = map_size(received.shape[1], height, width)
@@ -75,16 +84,21 @@ class SelfAttentionGuidance(Guider):
             )
         masks = F.interpolate((received > 1).float().unflatten(1, size)[:, None], (height, width))
         for name, rows in zip(names, masks.chunk(len(names)), strict=True):
-            parts, places = self._seen.setdefault(name, ([], []))
-            parts += rows.chunk(len(boxes))
-            places += boxes
+            seen = self._seen.setdefault(name, {})
+            for box, part in zip(boxes, rows.chunk(len(boxes)), strict=True):
+                if pictures is None:
+                    seen[box] = part
+                else:  # some of the batch at a time
+                    whole = seen.setdefault(box, part.new_zeros(self._batch, *part.shape[1:]))
+                    whole[list(pictures)] = part
 
     def combine(self, prediction: Tensor, predictions: Mapping[str, Tensor], x: Tensor, step: Step) -> Tensor:
         if self.scale == 0:
             return prediction
         branch = "negative" if "negative" in predictions else "positive"
         own = predictions[branch]
-        mask = stitch(*self._seen[branch], *x.shape[-2:])
+        seen = self._seen[branch]
+        mask = stitch([*seen.values()], [*seen], *x.shape[-2:])
         level = step.run.levels[step.index]
         p, q = step.run.to_x0(level)
         x0 = p * x.float() + q * own.float()

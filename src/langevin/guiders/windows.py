@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langevin.guiders.base import Conditions, Denoiser, Guider, Setup, Step
+from langevin.guiders.base import Guider, Setup
+from langevin.guiders.step import Conditions, Denoiser, Step
+from langevin.latest import Latest
 
 Box = tuple[int, int, int, int]
 """Where a window lies on x: top, bottom, left, right. Where right is more than x's width, it goes on at the left."""
@@ -46,7 +48,8 @@ class Windows(Guider):
             overlap.
 
     Raises:
-        ValueError: a number is below 1, or the stride leaves gaps between windows.
+        ValueError: a number is below 1, or the stride leaves gaps between windows; when the call begins, x is no
+            picture.
 
     Example:
         >>> pipe("mountains", height=512, width=2048, guiders=[Windows()])
@@ -65,7 +68,7 @@ class Windows(Guider):
             raise ValueError(f"batch is {self.batch} windows; at least 1 goes through the network at once")
 
     def prepare(self, setup: Setup) -> None:
-        height, width = setup.shape[-2:]
+        height, width = setup.picture_places("Windows")
         boxes = window_boxes(height, width, self.size, self.stride, self.circular)
         if self.circular:
             setup.codec = _CircularCodec(setup.codec)
@@ -144,7 +147,7 @@ class _WindowedDenoiser:
         self.boxes = boxes
         self.smooth = smooth
         self.groups = [tuple(boxes[k : k + batch]) for k in range(0, len(boxes), batch)]
-        self._known: dict[str, tuple[Conditions, list[Conditions]]] = {}
+        self._cuts: dict[str, Latest[list[Conditions]]] = {}
 
     def __call__(
         self, x: Tensor, step: Step, branches: Mapping[str, Conditions], attention: Callable | None = None
@@ -160,18 +163,17 @@ class _WindowedDenoiser:
         return {name: stitch(seen, self.boxes, height, width, self.smooth) for name, seen in parts.items()}
 
     def _cut(self, name: str, conditions: Conditions, x: Tensor) -> list[Conditions]:
-        """What a branch is told at each group of windows; remembered until its conditions are replaced."""
-        known, groups = self._known.get(name, (None, []))
-        if known is not conditions:
-            place = x.shape[-2:]
-            alike: dict[int, Conditions] = {}  # without maps, groups of one size are told the same
-            groups = []
-            for boxes in self.groups:
-                if len(boxes) not in alike or _has_maps(conditions, place):
-                    alike[len(boxes)] = _at(conditions, boxes, place)
-                groups.append(alike[len(boxes)])
-            self._known[name] = conditions, groups
-        return groups
+        """What a branch is told at each group of windows."""
+        latest = self._cuts.setdefault(name, Latest())
+        return latest([conditions], lambda: self._at_each(conditions, x.shape[-2:]))
+
+    def _at_each(self, conditions: Conditions, place: Sequence[int]) -> list[Conditions]:
+        if _has_maps(conditions, place):
+            return [_at(conditions, boxes, place) for boxes in self.groups]
+        alike = {
+            len(boxes): _at(conditions, boxes, place) for boxes in self.groups
+        }  # groups of one size are told the same
+        return [alike[len(boxes)] for boxes in self.groups]
 
 
 def _is_map(value: Tensor, place: Sequence[int]) -> bool:

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .load import to_8_bit
-from .picture import Picture
+from langevin.media.checks import batch_of, joined, listed
+from langevin.media.load import WrongPicture, opened, to_8_bit, whole_numbers
+from langevin.media.picture import Picture
 
 
 def normalize(images):
@@ -46,6 +47,7 @@ def pil_to_numpy(images: Image.Image | Sequence[Image.Image]) -> np.ndarray:
     if len(sizes) > 1:
         raise ValueError(f"the images of a batch must have one size, these have {sizes} (width, height)")
     images = [image if image.mode == "F" else to_8_bit(image) for image in images]
+    images = [image.convert("L") if image.mode == "1" else image for image in images]
     return np.stack([np.asarray(image, dtype=np.float32) / 255 for image in images])
 
 
@@ -98,51 +100,33 @@ def to_pictures(
     return [Picture.from_array(one, its) for one, its in zip(pixels, settings, strict=True)]
 
 
-def _unit_batch(image: Any) -> torch.Tensor:
+def _unit_batch(image: Any, name: str) -> torch.Tensor:
     """One image or batch of any kind -> float (batch, channels, height, width) in [0, 1]."""
-    if isinstance(image, Image.Image):
-        mode = "L" if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16") else "RGB"
-        return numpy_to_pt(pil_to_numpy(to_8_bit(image).convert(mode)))
-    if not isinstance(image, (np.ndarray, torch.Tensor)):
-        raise TypeError(f"expected PIL images, numpy arrays or tensors, got {type(image).__name__}")
-    if image.ndim not in (2, 3, 4):
-        raise ValueError(f"expected 2 to 4 axes, got shape {tuple(image.shape)}")
-    if isinstance(image, np.ndarray):
-        image = torch.from_numpy(np.ascontiguousarray(image))
-        image = image[None] if image.ndim == 2 else image.movedim(-1, -3)
-    image = image.reshape((1,) * (4 - image.ndim) + image.shape)
-    if image.dtype == torch.uint8:
-        return image.float() / 255
-    if not image.is_floating_point():
-        raise TypeError(f"expected uint8 or floats in [0, 1], got {image.dtype}")
-    low, high = (float(x) for x in image.aminmax()) if image.numel() else (0.0, 1.0)
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"float pictures must be in [0, 1], this goes from {low:g} to {high:g}; see denormalize")
-    return image.float()
+    if not isinstance(image, Image.Image):
+        return batch_of(image, name).float()
+    image = whole_numbers(opened(image, name))
+    return numpy_to_pt(pil_to_numpy(image if image.mode == "L" else image.convert("RGB")))
 
 
 def to_tensor(images: Any, *, signed: bool = True, channels: int = 3) -> torch.Tensor:
     """Pictures of any kind -> float32 (batch, channels, height, width) in [-1, 1] (``signed``) or [0, 1].
 
     ``images`` is one of these or a list of them: a PIL image of any mode; a numpy array ([batch, ]height,
-    width[, channels]); a tensor ([batch, ]channels, height, width). Arrays and tensors are uint8, or floats
-    in [0, 1]. Grey becomes ``channels`` equal channels.
+    width[, channels]); a tensor ([batch, ]channels, height, width). Arrays and tensors are booleans, uint8, uint16, or
+    floats in [0, 1]. Grey becomes ``channels`` equal channels.
 
-    Raises ValueError for floats outside [0, 1], a number of channels that does not fit, or several sizes in
-    a list.
+    Raises :class:`~langevin.media.load.WrongPicture`, a ValueError, for anything else, such as floats outside [0, 1], a
+    number of channels that does not fit, or several sizes in a list.
     """
-    batches = [_unit_batch(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
-    if not batches:
-        raise ValueError("no images were given")
     fitting = []
-    for batch in batches:
+    for batch in (_unit_batch(image, "image") for image in listed(images, mixed=True)):
         if batch.shape[1] == 1:
             batch = batch.expand(-1, channels, -1, -1)
         if batch.shape[1] != channels:
-            raise ValueError(f"expected {channels} channels (or 1), got shape {tuple(batch.shape)}")
+            raise WrongPicture(f"image: expected {channels} channels (or 1), got shape {tuple(batch.shape)}")
         fitting.append(batch)
     sizes = sorted({tuple(batch.shape[2:]) for batch in fitting})
     if len(sizes) > 1:
-        raise ValueError(f"the images of a batch must have one size, these have {sizes} (height, width)")
-    batch = torch.cat(fitting)
+        raise WrongPicture(f"the images of a batch must have one size, these have {sizes} (height, width)")
+    batch = joined(fitting)
     return normalize(batch) if signed else batch

@@ -1,6 +1,7 @@
 """The door to this room: everything about still pictures under one name."""
 
-from .convert import (
+from langevin.media.checks import masks, pictures
+from langevin.media.convert import (
     denormalize,
     normalize,
     numpy_to_pil,
@@ -12,21 +13,26 @@ from .convert import (
     to_tensor,
     to_uint8,
 )
-from .grids import contact_sheet, make_image_grid
-from .load import load_image, to_8_bit, to_rgb
-from .picture import Picture
-from .processor import VaeImageProcessor
+from langevin.media.crops import framed
+from langevin.media.grids import contact_sheet, make_image_grid
+from langevin.media.load import WrongPicture, load_image, to_8_bit, to_rgb
+from langevin.media.picture import Picture
+from langevin.media.processor import VaeImageProcessor
 
 __all__ = [
     "Picture",
     "VaeImageProcessor",
+    "WrongPicture",
     "contact_sheet",
     "denormalize",
+    "framed",
     "load_image",
     "make_image_grid",
+    "masks",
     "normalize",
     "numpy_to_pil",
     "numpy_to_pt",
+    "pictures",
     "pil_to_numpy",
     "pt_to_numpy",
     "pt_to_pil",

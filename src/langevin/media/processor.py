@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
 
-from . import convert
-from .load import to_8_bit
+from langevin.media import convert
+from langevin.media.checks import all_latents, batch_of, joined, listed, three_channels, to_rgb_mode, zeros_and_ones
+from langevin.media.crops import check_box, crop_to_box
+from langevin.media.crops import inside as scaled_inside
+from langevin.media.load import opened
 
 # The names that the config's ``resample`` may have.
 _FILTERS = {
@@ -22,13 +25,6 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
-
-
-def _cover(size: tuple[int, int], target: tuple[int, int], inside: bool) -> tuple[int, int]:
-    """``size`` scaled to ``target`` with its proportions kept: just inside it, or just covering it."""
-    (w, h), (width, height) = size, target
-    wider = width * h < height * w  # the picture is wider than the target
-    return (width, max(1, h * width // w)) if wider == inside else (max(1, w * height // h), height)
 
 
 def _widen(start: int, end: int, wanted: int, limit: int) -> tuple[int, int]:
@@ -154,7 +150,7 @@ class VaeImageProcessor:
     @staticmethod
     def _place(image: Image.Image, width: int, height: int, inside: bool) -> Image.Image:
         """Scaled with its proportions and centred; bars as wide as the first one continue its edges."""
-        size = _cover(image.size, (width, height), inside)
+        size = scaled_inside(image.size, (width, height), cover=not inside)
         scaled = image.resize(size, Image.Resampling.LANCZOS)
         left, top = width // 2 - size[0] // 2, height // 2 - size[1] // 2
         placed = Image.new("RGB", (width, height))
@@ -219,32 +215,36 @@ class VaeImageProcessor:
     ) -> torch.Tensor:
         """One picture, a batch, or a list of pictures -> (batch, channels, height, width).
 
-        Takes PIL images; arrays ([batch, ]height, width, channels); tensors ([batch, ]channels, height,
-        width). Arrays and tensors are in [0, 1] (or uint8). ``crops_coords`` is a box cut out of PIL images
-        first. A tensor with ``vae_latent_channels`` channels is passed through as latents. A tensor or array
-        with negative values is taken to be in [-1, 1] already, with a warning.
+        Takes PIL images of any mode; arrays ([batch, ]height, width, channels); tensors ([batch, ]channels, height,
+        width); see :mod:`langevin.media.checks`. Arrays and tensors are in [0, 1] (or uint8, uint16, booleans).
+        ``crops_coords`` is a box (left, top, right, bottom) cut out of each first. A float tensor with
+        ``vae_latent_channels`` channels is passed through as latents. What has negative values is taken to be in
+        [-1, 1] already, with a warning. Arrays and tensors of four channels lose their alpha.
 
-        Raises ValueError for other kinds, mixed kinds or sizes, and pictures smaller than
-        ``vae_scale_factor``.
+        With ``do_convert_grayscale`` arrays and tensors may be stacks ([batch, ]height, width), and integers that are
+        all 0 or 1 count as 0 and 1; their colours, if they have any, stay (:func:`langevin.media.checks.masks` makes
+        them grey).
+
+        Raises ValueError, one line, for everything else: other kinds, mixed kinds, sizes or ranges, damaged pictures,
+        and pictures smaller than ``vae_scale_factor``.
         """
-        images = list(image) if isinstance(image, (list, tuple)) else [image]
-        kind = next((k for k in (Image.Image, np.ndarray, torch.Tensor) if images and isinstance(images[0], k)), None)
-        if kind is None or not all(isinstance(one, kind) for one in images):
-            got = ", ".join(sorted({type(one).__name__ for one in images})) or "an empty list"
-            raise ValueError(f"expected PIL images, numpy arrays or tensors, all of one kind; got {got}")
-        if kind is Image.Image:
-            batch = self._from_pil(images, height, width, resize_mode, crops_coords)
+        images = listed(image)
+        box = None if crops_coords is None else check_box(crops_coords)
+        if isinstance(images[0], Image.Image):
+            batch = self._from_pil(images, height, width, resize_mode, box)
         else:
-            batch = self._to_batch(images)
-            if batch.shape[1] == self.config.vae_latent_channels and kind is torch.Tensor:
+            batch, latents = self._to_batch(images)
+            if latents:
                 return batch
+            batch = batch if box is None else crop_to_box(batch, box)
             if self.config.do_resize:
                 batch = self.resize(batch, *self.get_default_height_width(batch, height, width), resize_mode)
 
         signed = self.config.do_normalize
-        if signed and batch.min() < 0:
+        low = float(batch.min())
+        if low < 0:
             warnings.warn(
-                f"the pictures go from {float(batch.min()):g} to {float(batch.max()):g} and were taken to be "
+                f"the pictures go from {low:g} to {float(batch.max()):g} and were taken to be "
                 "in [-1, 1] already; pass them in [0, 1]",
                 FutureWarning,
                 stacklevel=2,
@@ -254,10 +254,14 @@ class VaeImageProcessor:
             batch = convert.normalize(batch)
         return self.binarize(batch) if self.config.do_binarize else batch
 
-    def _from_pil(self, images: Sequence[Image.Image], height, width, resize_mode, crops_coords) -> torch.Tensor:
-        images = [image if image.mode == "F" else to_8_bit(image) for image in images]
-        if crops_coords is not None:
-            images = [image.crop(crops_coords) for image in images]
+    def _from_pil(self, images: Sequence[Image.Image], height, width, resize_mode, box) -> torch.Tensor:
+        images = [opened(image) for image in images]
+        if len({image.mode for image in images}) > 1 or images[0].mode == "LA":
+            images = [to_rgb_mode(image) for image in images]
+        if self.config.do_convert_grayscale:
+            images = [zeros_and_ones(image) for image in images]
+        if box is not None:
+            images = [image.crop(box) for image in images]
         if self.config.do_resize:
             size = self.get_default_height_width(images[0], height, width)
             images = [self.resize(image, *size, resize_mode) for image in images]
@@ -267,28 +271,15 @@ class VaeImageProcessor:
             images = [image.convert("L") for image in images]
         return convert.numpy_to_pt(convert.pil_to_numpy(images))
 
-    def _to_batch(self, images: Sequence[np.ndarray] | Sequence[torch.Tensor]) -> torch.Tensor:
-        """Arrays or tensors of 2 to 4 axes -> one (batch, channels, height, width)."""
-        batches = []
-        for image in images:
-            if isinstance(image, np.ndarray):
-                image = image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
-                stacked_grey = self.config.do_convert_grayscale and image.ndim == 3 and image.shape[-1] != 1
-                image = image[..., None] if stacked_grey or image.ndim == 2 else image
-                image = image if image.ndim == 4 else image[None]
-                batches.append(convert.numpy_to_pt(image))
-                continue
-            image = image.float() / 255 if image.dtype == torch.uint8 else image
-            stacked_grey = self.config.do_convert_grayscale and image.ndim == 3 and len(images) == 1
-            if stacked_grey:
-                image = image[:, None]
-            while image.ndim < 4:
-                image = image[None]
-            batches.append(image)
-        shapes = sorted({tuple(batch.shape[1:]) for batch in batches})
-        if len(shapes) > 1:
-            raise ValueError(f"the pictures of a batch must have one shape, these have {shapes}")
-        return torch.cat(batches)
+    def _to_batch(self, images: Sequence[np.ndarray] | Sequence[torch.Tensor]) -> tuple[torch.Tensor, bool]:
+        """Arrays or tensors -> one (batch, 1 or 3 channels, height, width), or latents; and whether it is those."""
+        channels, grey, alone = self.config.vae_latent_channels, self.config.do_convert_grayscale, len(images) == 1
+        batches = [batch_of(one, latent_channels=channels, signed=True, grey=grey, alone=alone) for one in images]
+        if all_latents(images, batches, channels):
+            return joined(batches), True
+        if self.config.do_convert_rgb or any(batch.shape[1] == 4 for batch in batches):
+            batches = [three_channels(batch) for batch in batches]
+        return joined(batches), False
 
     def postprocess(
         self, image: torch.Tensor, output_type: str = "pil", do_denormalize: Sequence[bool] | None = None

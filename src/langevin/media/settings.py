@@ -193,7 +193,7 @@ def settings_to_text(settings: dict[str, Any]) -> str:
     The layout has no way to say that a prompt's own line begins with "Negative prompt:"; such a line is read
     back as one.
     """
-    left = {key: value for key, value in settings.items() if value is not None}
+    left = {key: plain(value) for key, value in settings.items() if value is not None}
     prompt = str(left.pop("prompt", ""))
     negative = str(left.pop("negative_prompt", ""))
     version = left.pop("langevin", None)
@@ -283,11 +283,22 @@ def _by_our_names(fields: list[tuple[str, Any]]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ JSON
 
 
+def plain(value: Any) -> Any:
+    """Numbers of numpy and torch (scalars, and arrays without axes) as Python's; every other value as it is."""
+    if isinstance(value, (str, int, float)) and type(value).__module__ != "numpy":
+        return value
+    if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
+        with contextlib.suppress(Exception):  # a tensor without memory
+            return value.item()
+    return value
+
+
 def _plain(value: Any) -> Any:
     """For ``json.dumps``: numbers of numpy and torch by value, arrays by shape, all else by name."""
     if hasattr(value, "shape"):
         shape = tuple(value.shape)
-        return f"<{type(value).__name__} of shape {shape}>" if shape else value.item()
+        number = plain(value)
+        return number if number is not value else f"<{type(value).__name__} of shape {shape}>"
     if isinstance(value, (set, frozenset)):
         return sorted(value, key=str)
     return str(value).removeprefix("torch.")
@@ -295,7 +306,15 @@ def _plain(value: Any) -> Any:
 
 def settings_to_json(settings: dict[str, Any]) -> str:
     """The settings as JSON in pure ASCII; values that JSON has no form for are written as text."""
-    return json.dumps({str(key): value for key, value in settings.items()}, default=_plain)
+    return "{" + ", ".join(f"{json.dumps(str(key))}: {_json(value)}" for key, value in settings.items()) + "}"
+
+
+def _json(value: Any) -> str:
+    """One value; by its kind what cannot be written even so, such as a list that holds itself."""
+    try:
+        return json.dumps(value, default=_plain)
+    except (TypeError, ValueError, RecursionError):
+        return json.dumps(f"<{type(value).__name__}>")
 
 
 def json_to_settings(text: str) -> dict[str, Any] | None:
@@ -351,12 +370,20 @@ def read_settings(source: str | os.PathLike | IO[bytes] | Any) -> dict[str, Any]
     """The settings that made a picture, or None if it carries none.
 
     ``source`` is a path, an open file or a PIL image. Our own JSON is preferred; otherwise the text that
-    AUTOMATIC1111 and its relatives write is read (see :func:`text_to_settings`).
+    AUTOMATIC1111 and its relatives write is read (see :func:`text_to_settings`). They are as the file has them:
+    :func:`langevin.media.schema.check_settings` says whether they can be followed.
 
-    Raises FileNotFoundError if there is no such file, and PIL.UnidentifiedImageError if it is not a picture.
+    Raises FileNotFoundError if there is no such file, PIL.UnidentifiedImageError if it is not a picture of the formats
+    that carry settings, and ValueError if it is no regular file, is damaged, or has so many pixels that it cannot be
+    opened safely.
     """
     from PIL import Image
 
+    from langevin.media.load import open_safely
+
+    if isinstance(source, (str, os.PathLike)):
+        with open_safely(source) as image:
+            return read_settings(image)
     if not isinstance(source, Image.Image):
         with Image.open(source) as image:
             return read_settings(image)
@@ -364,8 +391,8 @@ def read_settings(source: str | os.PathLike | IO[bytes] | Any) -> dict[str, Any]
         return settings
     try:
         ours, text = _texts_of(source)
-        if not (ours or text):
-            source.load()  # a PNG may have text behind its pixels
+        if not (ours or text) and source.format == "PNG":
+            source.load()  # there may be text behind its pixels
             ours, text = _texts_of(source)
     except Exception:  # damaged metadata makes Pillow raise a dozen different things; none of them matters here
         return None

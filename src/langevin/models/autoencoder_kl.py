@@ -17,7 +17,7 @@ from langevin.models.layers.conditioning import check_sample
 from langevin.models.layers.kinds import DOWN, MID, UP, Options, check_stages, kind_of
 from langevin.models.layers.legacy import rename_old_attention
 from langevin.models.layers.map_attention import Call
-from langevin.models.outputs import AutoencoderKLOutput, DecoderOutput
+from langevin.outputs import AutoencoderKLOutput, DecoderOutput
 
 
 class Encoder(nn.Module):
@@ -214,7 +214,7 @@ class AutoencoderKL(ModelMixin):
         attention: Attend | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
         """There and back: pictures -> latents (drawn with ``sample_posterior``, else the mode) -> pictures."""
-        (posterior,) = self.encode(sample, return_dict=False, attention=attention)
+        posterior = self.encode(sample, return_dict=False, attention=attention)[0]
         z = posterior.sample(generator) if sample_posterior else posterior.mode()
         return self.decode(z, return_dict, attention=attention)
 

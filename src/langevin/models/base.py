@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import Iterator
@@ -12,9 +11,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from langevin.checkpoints import folders, saving, weights
-from langevin.checkpoints.config import ConfigMixin, read_json
+from langevin.checkpoints import folders, saving, settings, weights
+from langevin.checkpoints.boundary import first_line
+from langevin.checkpoints.config import ConfigMixin
 from langevin.checkpoints.errors import CheckpointError
+from langevin.checkpoints.files import listing, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ class ModelMixin(nn.Module, ConfigMixin):
         low_cpu_mem_usage: bool = True,
         ignore_mismatched_sizes: bool = False,
         device_map: Any = None,
+        disable_mmap: bool = False,
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -124,6 +126,8 @@ class ModelMixin(nn.Module, ConfigMixin):
                 more time and memory.
             ignore_mismatched_sizes: start weights whose shape differs from the file's afresh instead of raising.
             device_map: a device to load onto, or ``"auto"``.
+            disable_mmap: copy the weights into memory, so that nothing that happens to the file later matters.
+                Otherwise those that need no conversion stay mapped from it.
             output_loading_info: return ``(network, {"missing_keys": …, "unexpected_keys": …, "mismatched_keys": …})``.
             kwargs: options of :func:`langevin.checkpoints.folders.resolve`, and settings that override the config's.
 
@@ -139,7 +143,7 @@ class ModelMixin(nn.Module, ConfigMixin):
         )
         folder = folders.inside(root, subfolder)
         if not folder.is_dir():
-            raise CheckpointError(f"There is no folder {subfolder!r} in {root}; it has: {folders.listing(root)}.")
+            raise CheckpointError(f"There is no folder {subfolder!r} in {root}; it has: {listing(root)}.")
         config = read_json(folders.inside(root, subfolder, cls.config_name))
         files = weights.locate(folder, variant, use_safetensors, root=root)
         model, info = cls._load(
@@ -150,6 +154,7 @@ class ModelMixin(nn.Module, ConfigMixin):
             device=weights.parse_device(device_map),
             low_cpu_mem_usage=low_cpu_mem_usage,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
+            disable_mmap=disable_mmap,
         )
         source = str(pretrained_model_name_or_path)
         model.register_to_config(_name_or_path=str(Path(source, subfolder)) if subfolder else source)
@@ -166,23 +171,28 @@ class ModelMixin(nn.Module, ConfigMixin):
         device: Any,
         low_cpu_mem_usage: bool,
         ignore_mismatched_sizes: bool,
+        disable_mmap: bool,
     ) -> tuple[Self, dict[str, list]]:
         where = str(files[0] if len(files) == 1 else files[0].parent)
+        place = files[0].parent
+        held = cls.convert_state_dict(weights.outline(files))  # before anything is built: it says how large it can be
+        settings.check(cls, {k: v for k, v in config.items() if k not in overrides}, place / cls.config_name)
         try:
-            with weights.FastInit() if low_cpu_mem_usage else contextlib.nullcontext():
+            with weights.Measured(held, fast=low_cpu_mem_usage):
                 model = cls.from_config(config, **overrides)
         except Exception as error:  # whatever a constructor makes of settings that are not its own
             described = config.get("_class_name", "no class")
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            place = files[0].parent
             raise CheckpointError(
-                f"No {cls.__name__} can be built from the config in {place}, which is that of {described}: {line}"
+                f"No {cls.__name__} can be built from the config in {place}, which is that of {described}: "
+                f"{first_line(error)}"
             ) from error
-        tensors = cls.convert_state_dict(weights.read(files, dtype, device or "cpu"))
+        weights.compare(model, held, where, ignore_mismatched_sizes)
+        tensors = cls.convert_state_dict(weights.read(files, dtype, device or "cpu", copy=disable_mmap))
         info = weights.assign(model, tensors, where, ignore_mismatched_sizes)
         fresh = weights.without_storage(model)
         if fresh:
-            initialised = cls(**model._own_settings())
+            with weights.Measured(held, fast=False):
+                initialised = cls(**model._own_settings())
             for name in fresh:
                 _put(model, name, _get(initialised, name))
         started = info["missing_keys"] + [key for key, *_ in info["mismatched_keys"]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -17,8 +16,8 @@ from langevin.models.layers.activation import activation
 from langevin.models.layers.attention import Attend
 from langevin.models.layers.legacy import rename_old_attention
 from langevin.models.layers.way_down import WayDown, known_kwargs
-from langevin.models.outputs import Output
 from langevin.models.unet_2d_condition import PerStage, UNet2DConditionModel
+from langevin.outputs import ControlNetOutput
 
 Self = TypeVar("Self", bound="ControlNetModel")
 
@@ -28,18 +27,6 @@ _STAGES = ("down_blocks", "mid_block")
 # settings of a UNet that do not matter to the weights of its first half
 _NOTES = ("sample_size", "dropout")
 _SECOND_HALF = ("out_channels", "up_block_types", "reverse_transformer_layers_per_block", "conv_out_kernel")
-
-
-@dataclass
-class ControlNetOutput(Output):
-    """What is added to the UNet's maps.
-
-    ``down_block_res_samples``: one (batch, channels, h, w) for each map that the UNet hands over to its way up, in that
-    order; ``mid_block_res_sample``: for the map after the middle. With ``global_pool_conditions`` h = w = 1.
-    """
-
-    down_block_res_samples: Sequence[Tensor]
-    mid_block_res_sample: Tensor
 
 
 def _silent(conv: nn.Conv2d) -> nn.Conv2d:

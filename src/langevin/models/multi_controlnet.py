@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from langevin.checkpoints import folders
 from langevin.checkpoints.errors import CheckpointError
 from langevin.models.base import ModelMixin
-from langevin.models.controlnet import ControlNetModel, ControlNetOutput
+from langevin.models.controlnet import ControlNetModel
+from langevin.outputs import ControlNetOutput
 from langevin.signatures import also_takes
 
 

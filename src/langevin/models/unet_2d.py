@@ -16,7 +16,7 @@ from langevin.models.layers.embeddings import FourierFeatures, TimestepEmbedding
 from langevin.models.layers.kinds import DOWN, MID, UP, Options, check_stages, kind_of
 from langevin.models.layers.legacy import rename_old_attention
 from langevin.models.layers.map_attention import Call
-from langevin.models.outputs import UNet2DOutput
+from langevin.outputs import UNet2DOutput
 
 Size = int | tuple[int, int] | None
 
@@ -81,31 +81,8 @@ class UNet2DModel(ModelMixin):
         time_dim = time_embedding_dim or channels[0] * 4
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
 
-        t_dim = channels[0]
-        if time_embedding_type == "fourier":
-            self.time_proj: nn.Module = FourierFeatures(channels[0], scale=16, log=True)
-            t_dim = 2 * channels[0]
-        elif time_embedding_type == "positional":
-            self.time_proj = Timesteps(channels[0], flip_sin_to_cos, freq_shift)
-        elif time_embedding_type == "learned":
-            if num_train_timesteps is None:
-                raise ValueError("time_embedding_type='learned' is a table; say how long with num_train_timesteps")
-            self.time_proj = nn.Embedding(num_train_timesteps, channels[0])
-        else:
-            raise ValueError(
-                f"time_embedding_type={time_embedding_type!r} is unknown; use 'positional', 'fourier' or 'learned'"
-            )
-        self.time_embedding = TimestepEmbedding(t_dim, time_dim)
-
-        self.class_embedding: Any = None
-        if class_embed_type == "timestep":
-            self.class_embedding = TimestepEmbedding(t_dim, time_dim)
-        elif class_embed_type == "identity":
-            self.class_embedding = nn.Identity()
-        elif class_embed_type is not None:
-            raise ValueError(f"class_embed_type={class_embed_type!r} is unknown; use None, 'timestep' or 'identity'")
-        elif num_class_embeds is not None:
-            self.class_embedding = nn.Embedding(num_class_embeds, time_dim)
+        self._embed_time(channels[0], time_dim)
+        self._embed_class(time_dim)
 
         options: dict[str, Any] = {
             "embedding_dim": time_dim,
@@ -158,6 +135,38 @@ class UNet2DModel(ModelMixin):
         self.conv_norm_out = nn.GroupNorm(groups_out, channels[0], eps=norm_eps)
         self.conv_act = activation("silu")
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
+
+    def _embed_time(self, width: int, time_dim: int) -> None:
+        """Timesteps to ``time_proj``'s vectors, and those to the embedding that every block gets."""
+        c = self.config
+        self._time_width = width
+        if c.time_embedding_type == "fourier":
+            self.time_proj: nn.Module = FourierFeatures(width, scale=16, log=True)
+            self._time_width = 2 * width
+        elif c.time_embedding_type == "positional":
+            self.time_proj = Timesteps(width, c.flip_sin_to_cos, c.freq_shift)
+        elif c.time_embedding_type == "learned":
+            if c.num_train_timesteps is None:
+                raise ValueError("time_embedding_type='learned' is a table; say how long with num_train_timesteps")
+            self.time_proj = nn.Embedding(c.num_train_timesteps, width)
+        else:
+            raise ValueError(
+                f"time_embedding_type={c.time_embedding_type!r} is unknown; use 'positional', 'fourier' or 'learned'"
+            )
+        self.time_embedding = TimestepEmbedding(self._time_width, time_dim)
+
+    def _embed_class(self, time_dim: int) -> None:
+        """Class labels to what is added to the time's embedding."""
+        c = self.config
+        self.class_embedding: Any = None
+        if c.class_embed_type == "timestep":
+            self.class_embedding = TimestepEmbedding(self._time_width, time_dim)
+        elif c.class_embed_type == "identity":
+            self.class_embedding = nn.Identity()
+        elif c.class_embed_type is not None:
+            raise ValueError(f"class_embed_type={c.class_embed_type!r} is unknown; use None, 'timestep' or 'identity'")
+        elif c.num_class_embeds is not None:
+            self.class_embedding = nn.Embedding(c.num_class_embeds, time_dim)
 
     @classmethod
     def convert_state_dict(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

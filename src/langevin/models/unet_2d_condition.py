@@ -18,8 +18,8 @@ from langevin.models.layers.grounding import BoxProjection
 from langevin.models.layers.kinds import UP, check_stages, kind_of
 from langevin.models.layers.legacy import rename_old_attention
 from langevin.models.layers.way_down import WayDown, known_kwargs
-from langevin.models.outputs import UNet2DConditionOutput
 from langevin.models.unet_2d import Size
+from langevin.outputs import UNet2DConditionOutput
 
 PerStage = int | tuple[int, ...]
 

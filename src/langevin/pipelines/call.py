@@ -1,66 +1,207 @@
-"""One call of a pipeline: its run, conditions and guiders, and what callbacks may see and change."""
+"""The course of every call: its stages are made, denoised and decoded, and the result is handed back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from langevin.guiders.base import Guider, Setup, Step
+from langevin.codecs.base import Codec
+from langevin.codecs.pixels import PIXELS
+from langevin.denoiser import NetworkDenoiser
+from langevin.guiders.base import Guider, Setup
 from langevin.guiders.classifier_free import ClassifierFreeGuidance
 from langevin.guiders.rescale import GuidanceRescale
+from langevin.guiders.step import Conditions, Input, Step, Told
 from langevin.loop import denoise
-
-
-class Callbacks:
-    """The callbacks of a call, in the current form and in the one before it.
-
-    Args:
-        on_step_end: ``(call, i, t, tensors) -> tensors | None`` after every network call. An object with an attribute
-            ``tensor_inputs`` names its own.
-        tensor_inputs: names of the tensors it gets.
-        allowed: names that the pipeline has.
-        callback, callback_steps: ``callback(i, t, latents)`` after every ``callback_steps``-th step.
-
-    Raises:
-        ValueError: for names that the pipeline does not have, or ``callback_steps`` below 1.
-    """
-
-    def __init__(
-        self,
-        on_step_end: Callable | None,
-        tensor_inputs: Sequence[str],
-        allowed: Sequence[str],
-        callback: Callable | None = None,
-        callback_steps: int | None = None,
-    ) -> None:
-        self.on_step_end = on_step_end
-        self.tensor_inputs = list(getattr(on_step_end, "tensor_inputs", tensor_inputs))
-        unknown = [name for name in self.tensor_inputs if name not in allowed]
-        if unknown:
-            raise ValueError(f"callback tensor inputs {unknown} are unknown here; allowed: {', '.join(allowed)}")
-        if callback_steps is not None and (not isinstance(callback_steps, int) or callback_steps < 1):
-            raise ValueError(f"callback_steps is {callback_steps!r}; it must be a whole number of at least 1")
-        self.callback = callback
-        self.every = callback_steps or 1
+from langevin.pipelines.callbacks import Callbacks, guidance, guided
+from langevin.pipelines.given import Given
+from langevin.pipelines.results import call_settings, check_output_type, deliver, per_picture
+from langevin.prompts.lengths import by_length, ragged
+from langevin.randomness import noise_for
 
 
 class Call:
-    """What a callback gets as its first argument: the pipeline, with this call's own settings in front of it.
+    """One call of a pipeline, in one stage or several: ``stage``, ``denoise``, ``decode``, ``deliver``.
 
+    All stages share seeds, callbacks, progress bars and the record of settings::
+
+        call = Call(self, given, batch)
+        prior = call.stage(self.prior, self.prior_scheduler, (n, dim), text, [ClassifierFreeGuidance(4.0)], steps=25)
+        told = self.text_proj(call.denoise(prior), text)
+        decoder = call.stage(self.decoder, self.scheduler, (n, 3, 64, 64), told, [ClassifierFreeGuidance(8.0)],
+        steps=25) return call.deliver(call.decode(decoder, call.denoise(decoder)))
+
+    It is also what callbacks get as their first argument: the pipeline, with this call's own settings in front of it.
     ``call.guidance_scale`` may be set to change guidance from the next step on, ``call._interrupt = True`` ends the
     run after this step. Both touch this call only, so that a pipeline can serve several threads. Any other attribute
-    is the pipeline's.
+    is the argument of that name, else the pipeline's.
+
+    Args:
+        pipeline: whose call it is.
+        given: its arguments.
+        batch: how many pictures it makes.
+        law: of its random numbers; see :class:`~langevin.randomness.Noise`.
     """
 
-    def __init__(self, pipeline: Any, setup: Setup, callbacks: Callbacks, **visible: Any) -> None:
+    def __init__(self, pipeline: Any, given: Given, batch: int, *, law: Callable[..., Tensor] = torch.randn) -> None:
+        check_output_type(given.output_type, "latent")
         self.pipeline = pipeline
-        self.setup = setup
-        self.callbacks = callbacks
+        self.given = given
         self.interrupt = False
-        self.__dict__.update(visible)
+        views = getattr(pipeline, "_callback_views", {})
+        self.callbacks = Callbacks(given, pipeline._callback_tensor_inputs, views)
+        self.noise, self.seeds = noise_for(batch, given.generator, given.seed, law)
+        self.stages: list[Setup] = []
+
+    # -- the course
+
+    def stage(
+        self,
+        network: Any,
+        scheduler: Any,
+        shape: tuple[int, ...],
+        branches: Mapping[str, Conditions] | None = None,
+        guiders: Sequence[Guider] = (),
+        *,
+        steps: int | None = None,
+        run: Any = None,
+        codec: Codec = PIXELS,
+        told: Mapping[str, Any] | None = None,
+        fixed: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        latents: Tensor | None = None,
+        name: str = "",
+        options: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> Setup:
+        """One network, scheduler, shape and codec, with all that its loop needs.
+
+        Args:
+            network: what denoises: any callable; see :class:`~langevin.denoiser.NetworkDenoiser`.
+            scheduler: plans the run of ``steps`` steps, with those of ``options`` that it takes; or ``run`` is given.
+            shape: of x, ``(batch, …)``.
+            branches: conditions by branch name; ``{"positive": {}}`` if None.
+            guiders: this stage's, in order; they are copied for it.
+            codec: what x stands for.
+            told: conditions of all branches.
+            fixed: keyword arguments of the network that are no tensors of rows.
+            dtype: of x; the network's if None.
+            latents: the noise to begin with, where the caller gave it.
+            name: of the stage, where the call has several: for the progress bar, callbacks and the record.
+            more: further attributes of the :class:`Setup`.
+
+        Raises:
+            ValueError: ``latents`` have another shape.
+        """
+        if run is None:
+            taken = {k: v for k, v in (options or {}).items() if k in scheduler.run_options}
+            run = scheduler.plan(steps, **taken)
+        if latents is not None and tuple(latents.shape) != tuple(shape):
+            raise ValueError(f"latents is {tuple(latents.shape)}; {tuple(shape)} is needed for this batch and size")
+        device = self.pipeline._execution_device
+        inputs: list[Input] = []
+        setup = Setup(
+            run=run,
+            steps=len(run) if steps is None else steps,
+            order=scheduler.order,
+            branches=dict(branches) if branches else {"positive": {}},
+            guiders=[guider.begin() for guider in guiders],
+            network=network,
+            denoiser=NetworkDenoiser(network, inputs, **(fixed or {})),
+            inputs=inputs,
+            codec=codec,
+            noise=self.noise,
+            shape=tuple(shape),
+            device=device,
+            dtype=dtype if dtype is not None else getattr(network, "dtype", torch.float32),
+            told=Told(told or {}),
+            scheduler=scheduler,
+            name=name,
+            latents=None if latents is None else latents.to(device),
+            **more,
+        )
+        self.stages.append(setup)
+        return setup
+
+    def denoise(self, setup: Setup) -> Tensor:
+        """Let the stage's guiders prepare it, then run the loop with progress bar and callbacks; x at its end."""
+        self.__dict__["setup"] = setup
+        for guider in setup.guiders:
+            guider.prepare(setup)
+        if setup.x is None:
+            setup.x = setup.begin()
+        check_channels(setup)
+        run, start, order = setup.run, setup.start, setup.order
+        if self.interrupt:  # an earlier stage was ended before its time
+            return setup.x
+        steps = max(setup.steps - start // order, 0)
+        total = max(len(run) - start, 0)
+        # solvers that start with extra network calls report no progress for those
+        warm_up = max(total - steps * order, 0)
+        with self.pipeline.progress_bar(total=min(steps, total)) as bar:
+            if setup.name:
+                bar.set_description(setup.name)
+
+            def on_step(step: Step, x: Tensor) -> Tensor | None:
+                x = self.callbacks.after_call(self, setup, step, x)
+                done = step.index - start + 1
+                last = step.index == len(run) - 1  # an adaptive run grows on the way
+                if last or (done > warm_up and done % order == 0):
+                    bar.update()
+                    self.callbacks.after_step((step.index - start) // order, step, x)
+                return None if self.interrupt and not last else x
+
+            return denoise(
+                setup.x,
+                run,
+                by_length(setup.denoiser) if ragged(setup.branches) else setup.denoiser,
+                setup.branches,
+                setup.guiders,
+                noise=setup.noise,
+                told=setup.told,
+                start=start,
+                on_step=on_step,
+            )
+
+    def decode(self, setup: Setup, x: Tensor) -> Tensor:
+        """What x stands for, ``(batch, channels, height, width)`` in about [-1, 1], as the guiders leave it."""
+        pixels = setup.codec.decode(x)
+        for guider in setup.guiders:
+            pixels = guider.finish(pixels, setup)
+        return pixels
+
+    def deliver(self, pixels: Tensor, **record: Any) -> Any:
+        """Pictures in the form asked for, each with the settings that made it; "latent" is as it is.
+
+        Args:
+            pixels: ``(batch, channels, height, width)`` in [-1, 1]; values outside are clamped.
+            record: further settings, or others than the call's arguments; those that are None are left out.
+        """
+        self.pipeline.maybe_free_model_hooks()
+        form = self.given.output_type
+        return pixels if form == "latent" else deliver(pixels, form, self.settings(pixels, record))
+
+    def settings(self, pixels: Tensor, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What is written into each picture."""
+        if self.given.output_type != "pil":
+            return []
+        height, width = pixels.shape[-2:]
+        settings = call_settings(
+            self.pipeline, self.given.record(), self.stages, **{"height": height, "width": width, **record}
+        )
+        texts = [self._texts(name) for name in ("prompt", "negative_prompt")]
+        return per_picture(settings, self.seeds, *texts)
+
+    def _texts(self, name: str) -> list[str | None]:
+        """The text of each picture, where the call has such."""
+        texts = getattr(self.given, name, None)
+        each = list(texts) if isinstance(texts, (list, tuple)) else [texts]
+        return [each[k * len(each) // len(self.seeds)] for k in range(len(self.seeds))]
+
+    # -- what callbacks see
 
     def __getattr__(self, name: str) -> Any:
         if name in ("_interrupt", "_guidance_scale"):
@@ -68,127 +209,43 @@ class Call:
         dial = name.removeprefix("_")
         for guider in self._guidance(dial):
             return getattr(guider, guider.dials[dial])
-        return getattr(self.__dict__["pipeline"], name)
+        held = self.__dict__
+        return getattr(held["given"] if hasattr(held.get("given"), name) else held["pipeline"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         dial = name.removeprefix("_")
-        guidance = self._guidance(dial)
-        for guider in guidance:
+        guiders = self._guidance(dial)
+        for guider in guiders:
             setattr(guider, guider.dials[dial], value)
-        if not guidance:
+        if not guiders:
             self.__dict__[dial if dial == "interrupt" else name] = value
 
-    def _guidance(self, dial: str = "guidance_scale") -> list[ClassifierFreeGuidance]:
-        """The guiders that have this dial."""
-        guiders = self.__dict__["setup"].guiders if "setup" in self.__dict__ else ()
-        return [g for g in guiders if isinstance(g, ClassifierFreeGuidance) and dial in g.dials]
+    def _guidance(self, dial: str) -> list[ClassifierFreeGuidance]:
+        return guidance(self.__dict__["setup"], dial) if "setup" in self.__dict__ else []
 
     @property
     def guidance_scale(self) -> float:
-        return next((g.scale for g in self._guidance()), 1.0)
+        return next((g.scale for g in self._guidance("guidance_scale")), getattr(self.given, "guidance_scale", 1.0))
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        return "negative" in self.setup.branches and any(g.on for g in self._guidance())
+        return guided(self.setup)
 
     @property
     def num_timesteps(self) -> int:
         return max(len(self.setup.run) - self.setup.start, 0)
 
-    def denoise(self) -> Tensor:
-        """Let the guiders prepare the call, then run the loop with progress bar and callbacks."""
-        setup = self.setup
-        for guider in setup.guiders:
-            guider.prepare(setup)
-        if setup.x is None:
-            setup.x = setup.first_noise() * setup.run.init_noise_sigma
-        run, start, order = setup.run, setup.start, setup.order
-        steps = max(setup.steps - start // order, 0)
-        total = max(len(run) - start, 0)
-        # solvers that start with extra network calls report no progress for those
-        warm_up = max(total - steps * order, 0)
-        with self.pipeline.progress_bar(total=min(steps, total)) as bar:
 
-            def on_step(step: Step, x: Tensor) -> Tensor | None:
-                x = self._on_step_end(step, x)
-                done = step.index - start + 1
-                last = step.index == len(run) - 1  # an adaptive run grows on the way
-                if last or (done > warm_up and done % order == 0):
-                    bar.update()
-                    i = (step.index - start) // order
-                    if self.callbacks.callback is not None and (step.index - start) % self.callbacks.every == 0:
-                        self.callbacks.callback(i, step.timestep, x)
-                return None if self.interrupt and not last else x
-
-            return denoise(
-                setup.x,
-                run,
-                setup.denoiser,
-                setup.branches,
-                setup.guiders,
-                noise=setup.noise,
-                start=start,
-                on_step=on_step,
-            )
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Pictures, ``(batch, channels, height, width)`` in about [-1, 1], as the guiders leave them."""
-        pixels = self.setup.codec.decode(x)
-        for guider in self.setup.guiders:
-            pixels = guider.finish(pixels, self.setup)
-        return pixels
-
-    def _on_step_end(self, step: Step, x: Tensor) -> Tensor:
-        if self.callbacks.on_step_end is None:
-            return x
-        self.__dict__["latents"] = x
-        tensors = {name: self._expose(name) for name in self.callbacks.tensor_inputs}
-        t = torch.as_tensor(step.timestep)
-        changed = self.callbacks.on_step_end(self, step.index - step.start, t, tensors) or {}
-        for name, value in changed.items():
-            self._accept(name, value)
-        return self.__dict__["latents"]
-
-    def _shown_branches(self) -> list[str]:
-        """Whose texts are "prompt_embeds" while guidance is on, one after the other."""
-        order = next((g.callback_branches for g in self._guidance()), ("negative", "positive"))
-        return [branch for branch in order if branch in self.setup.branches]
-
-    def _expose(self, name: str) -> Any:
-        """A tensor under the name by which callbacks know it."""
-        if name == "prompt_embeds":
-            positive = self.setup.branches["positive"]["encoder_hidden_states"]
-            if not self.do_classifier_free_guidance:
-                return positive
-            return torch.cat([self.setup.branches[b]["encoder_hidden_states"] for b in self._shown_branches()])
-        if name == "negative_prompt_embeds":
-            return (
-                self.setup.branches["negative"]["encoder_hidden_states"] if "negative" in self.setup.branches else None
-            )
-        return self.setup.tensors[name] if name in self.setup.tensors else self.__dict__[name]
-
-    def _accept(self, name: str, value: Any) -> None:
-        """Take back what a callback returned."""
-        if name == "prompt_embeds":
-            size = self.setup.branches["positive"]["encoder_hidden_states"].shape[0]
-            branches = self._shown_branches()
-            if value.shape[0] == len(branches) * size:
-                for branch, embeds in zip(branches, value.split(size), strict=True):
-                    self._replace(branch, embeds)
-            else:
-                self._replace("positive", value)
-        elif name == "negative_prompt_embeds":
-            if value is not None:
-                self._replace("negative", value)
-        elif name in self.setup.tensors:
-            self.setup.tensors[name] = value
-        else:
-            self.__dict__[name] = value
-
-    def _replace(self, branch: str, embeds: Tensor) -> None:
-        old = self.setup.branches[branch]
-        if old["encoder_hidden_states"] is not embeds:
-            self.setup.branches[branch] = {**old, "encoder_hidden_states": embeds}
+def check_channels(setup: Setup) -> None:
+    """Raises ValueError unless the network takes x and what is joined to it."""
+    takes = getattr(setup.network, "config", {}).get("in_channels") if hasattr(setup.network, "config") else None
+    if takes is None or setup.x is None or setup.x.ndim < 3:
+        return
+    joined = setup.told.to("positive", setup.branches["positive"]).get("channels", {})
+    given = setup.x.shape[1] + sum(tensor.shape[1] for tensor in joined.values())
+    if takes != given:
+        names = f" and what is joined to it ({', '.join(joined)}) have" if joined else " has"
+        raise ValueError(f"this network takes {takes} channels, where x{names} {given}")
 
 
 def compose_guiders(guidance_scale: float, guidance_rescale: float, guiders: Sequence[Guider]) -> list[Guider]:

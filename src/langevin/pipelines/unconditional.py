@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch
-from torch import Generator
-
-from langevin.codecs import PixelCodec
-from langevin.denoiser import NetworkDenoiser
-from langevin.guiders.base import Guider, Input, Setup
+from langevin.codecs.pixels import PixelCodec
+from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
-from langevin.pipelines.call import Call, Callbacks
-from langevin.pipelines.output import ImagePipelineOutput
-from langevin.pipelines.results import call_settings, check_output_type, deliver, per_picture
-from langevin.randomness import noise_for
+from langevin.pipelines.call import Call
+from langevin.pipelines.given import Count, Given, Share, takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnconditionalGiven(Given):
+    """Arguments of unconditional pipelines.
+
+    Args:
+        batch_size: how many pictures to make.
+        num_inference_steps: more steps, finer pictures.
+    """
+
+    batch_size: Count = field(default=1, kw_only=False)
+    num_inference_steps: Count = 1000
+
+    positional = "batch_size generator num_inference_steps output_type return_dict"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDIMGiven(UnconditionalGiven):
+    """Arguments of :class:`DDIMPipeline`.
+
+    Args:
+        eta: 0 is deterministic, 1 has the noise of DDPM (η of the paper's equation 16).
+        use_clipped_model_output: recompute the noise from the clipped picture, as GLIDE does.
+    """
+
+    eta: Share = 0.0
+    num_inference_steps: Count = 50
+    use_clipped_model_output: bool | None = None
+
+    positional = "batch_size generator eta num_inference_steps use_clipped_model_output output_type return_dict"
 
 
 class UnconditionalPipeline(DiffusionPipeline):
@@ -28,45 +53,21 @@ class UnconditionalPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
 
-    def _sample(self, arguments: dict[str, Any], **run_options: Any) -> ImagePipelineOutput | tuple:
-        """The call of every unconditional pipeline; ``arguments`` are those of its ``__call__``."""
-        get = arguments.__getitem__
-        batch, steps = get("batch_size"), get("num_inference_steps")
-        if not isinstance(batch, int) or batch < 1:
-            raise ValueError(f"batch_size is {batch!r}; it must be a whole number of at least 1")
-        check_output_type(get("output_type"))
-        callbacks = Callbacks(
-            get("callback_on_step_end"), get("callback_on_step_end_tensor_inputs"), self._callback_tensor_inputs
-        )
-        size = self.unet.config.sample_size
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        noise, seeds = noise_for(batch, get("generator"), get("seed"))
-        accepted = {k: v for k, v in run_options.items() if k in self.scheduler.run_options}
+    def generate(self, given: UnconditionalGiven, **options: Any) -> ImagePipelineOutput:
+        """Make pictures; ``options`` are of the scheduler's run, where it takes them."""
         codec = PixelCodec(self.unet.config.in_channels)
-        inputs: list[Input] = []
-        setup = Setup(
-            run=self.scheduler.plan(steps, **accepted),
-            steps=steps,
-            order=self.scheduler.order,
-            branches={"positive": {}},
-            guiders=[guider.begin() for guider in get("guiders")],
-            network=self.unet,
-            denoiser=NetworkDenoiser(self.unet, inputs),
-            inputs=inputs,
+        size = self.unet.config.sample_size
+        call = Call(self, given, given.batch_size)
+        setup = call.stage(
+            self.unet,
+            self.scheduler,
+            codec.shape(given.batch_size, (size, size) if isinstance(size, int) else size),
+            guiders=given.guiders,
+            steps=given.num_inference_steps,
+            options=options,
             codec=codec,
-            noise=noise,
-            shape=(batch, codec.channels, *size),
-            device=self._execution_device,
-            dtype=self.unet.dtype,
         )
-        call = Call(self, setup, callbacks)
-        pixels = call.decode(call.denoise())
-
-        recorded = {k: v for k, v in arguments.items() if k not in ("generator", "output_type", "return_dict")}
-        settings = call_settings(self, recorded, height=size[0], width=size[1], batch_size=None)
-        images = deliver(pixels, get("output_type"), per_picture(settings, seeds))
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images) if get("return_dict") else (images,)
+        return ImagePipelineOutput(call.deliver(call.decode(setup, call.denoise(setup)), batch_size=None))
 
 
 class DDPMPipeline(UnconditionalPipeline):
@@ -78,30 +79,10 @@ class DDPMPipeline(UnconditionalPipeline):
         >>> images = pipe(batch_size=4, num_inference_steps=100, seed=7).images
     """
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        batch_size: int = 1,
-        generator: Generator | list[Generator] | None = None,
-        num_inference_steps: int = 1000,
-        output_type: Literal["pil", "np", "pt"] = "pil",
-        return_dict: bool = True,
-        *,
-        seed: int | Sequence[int] | None = None,
-        guiders: Sequence[Guider] = (),
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> ImagePipelineOutput | tuple:
-        """Make ``batch_size`` pictures.
-
-        Args:
-            generator: one for the batch, or a list with one per picture; or ``seed``, where picture k has ``seed + k``.
-            output_type: "pil", "np" ``(batch, height, width, channels)`` or "pt" ``(batch, channels, height, width)``,
-                both in [0, 1].
-            guiders: see :mod:`langevin.guiders`.
-            callback_on_step_end: ``(call, i, t, tensors) -> tensors`` after every step.
-        """
-        return self._sample({k: v for k, v in locals().items() if k not in ("self", "__class__")})
+    @takes(UnconditionalGiven)
+    def __call__(self, given: UnconditionalGiven) -> Any:
+        """Make ``batch_size`` pictures."""
+        return self.generate(given)
 
 
 class DDIMPipeline(UnconditionalPipeline):
@@ -114,33 +95,11 @@ class DDIMPipeline(UnconditionalPipeline):
     """
 
     def __init__(self, unet: Any, scheduler: Any) -> None:
-        from langevin.schedulers.ddim import DDIMScheduler
+        from langevin.schedulers.timesteps.ddim import DDIMScheduler
 
         super().__init__(unet, DDIMScheduler.from_config(scheduler.config))
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        batch_size: int = 1,
-        generator: Generator | list[Generator] | None = None,
-        eta: float = 0.0,
-        num_inference_steps: int = 50,
-        use_clipped_model_output: bool | None = None,
-        output_type: Literal["pil", "np", "pt"] = "pil",
-        return_dict: bool = True,
-        *,
-        seed: int | Sequence[int] | None = None,
-        guiders: Sequence[Guider] = (),
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> ImagePipelineOutput | tuple:
-        """Make ``batch_size`` pictures.
-
-        Args:
-            eta: 0 is deterministic, 1 has the noise of DDPM (η of the paper's equation 16).
-            use_clipped_model_output: recompute the noise from the clipped picture, as GLIDE does.
-
-        The other arguments are those of :class:`DDPMPipeline`.
-        """
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        return self._sample(arguments, eta=eta, use_clipped_model_output=bool(use_clipped_model_output))
+    @takes(DDIMGiven)
+    def __call__(self, given: DDIMGiven) -> Any:
+        """Make ``batch_size`` pictures."""
+        return self.generate(given, eta=given.eta, use_clipped_model_output=bool(given.use_clipped_model_output))

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from langevin.guiders.base import Conditions
 from langevin.guiders.prompt_schedule import PromptSchedule
+from langevin.guiders.step import Conditions
 from langevin.prompts.editing import merge_schedules, prompt_schedule
 from langevin.prompts.lengths import settle
 

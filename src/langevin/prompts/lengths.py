@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from langevin.latest import Latest
+
 LENGTHS = "lengths"
 """The name in a branch's conditions; not the network's. Under it, for each argument whose dimension 1 is tokens, a
 ``(batch,)`` tensor of whole numbers, on the CPU: how many of a row's tokens count."""
@@ -40,8 +42,8 @@ def settle(branches: Sequence[Sequence[Conditions]]) -> list[list[Conditions]]:
     if not own:
         return [list(entries) for entries in branches]
     longest = {name: torch.stack([lengths[name] for lengths in own]).amax(0) for name in own[0]}
-    ragged = any(len(set(lengths.tolist())) > 1 for lengths in longest.values())
-    settled: dict[str, Any] = {LENGTHS: longest} if ragged else {}
+    differ = any(len(set(lengths.tolist())) > 1 for lengths in longest.values())
+    settled: dict[str, Any] = {LENGTHS: longest} if differ else {}
     return [[{**without(told, LENGTHS), **settled} for told in entries] for entries in branches]
 
 
@@ -60,6 +62,11 @@ def replaced(told: Conditions, name: str, value: Tensor) -> dict[str, Any]:
     return {**without(told, LENGTHS), name: value, **({LENGTHS: lengths} if lengths else {})}
 
 
+def ragged(branches: Mapping[str, Conditions]) -> bool:
+    """Whether prompts differ in length."""
+    return any(LENGTHS in told for told in branches.values())
+
+
 def by_length(denoiser: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
     """A denoiser that asks another one about pictures of one length at a time.
 
@@ -73,14 +80,15 @@ def by_length(denoiser: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[
 class _ByLength:
     def __init__(self, inner: Callable[..., dict[str, Tensor]]) -> None:
         self.inner = inner
-        self._known: tuple[list[Conditions], list[tuple[list[int], dict[str, Conditions]]]] = ([], [])
+        self._groups: Latest[list[tuple[list[int], dict[str, Conditions]]]] = Latest()
 
     def __call__(
         self, x: Tensor, step: Any, branches: Mapping[str, Conditions], attention: Callable | None = None
     ) -> dict[str, Tensor]:
-        if not any(LENGTHS in told for told in branches.values()):
+        if not ragged(branches):
             return self.inner(x, step, branches, attention)
-        groups = self._groups(branches, len(x))
+        # most steps ask for the same as the one before
+        groups = self._groups([*branches, *branches.values()], lambda: groups_of(branches, len(x)))
         if len(groups) == 1:
             return self.inner(x, step, groups[0][1], attention)
         predictions: dict[str, Tensor] = {}
@@ -91,14 +99,11 @@ class _ByLength:
                 whole[rows] = prediction
         return predictions
 
-    def _groups(self, branches: Mapping[str, Conditions], batch: int) -> list[tuple[list[int], dict[str, Conditions]]]:
-        """Rows that go together, and what they are told. The last answer is kept: most steps ask for the same."""
-        asked = list(branches.values())
-        known, groups = self._known
-        if len(asked) != len(known) or any(a is not b for a, b in zip(asked, known, strict=True)):
-            groups = [(rows, {n: shown(told, rows, batch) for n, told in branches.items()}) for rows in _alike(asked)]
-            self._known = asked, groups
-        return groups
+
+def groups_of(branches: Mapping[str, Conditions], batch: int) -> list[tuple[list[int], dict[str, Conditions]]]:
+    """Numbers of the rows that go together, and what they are told."""
+    rows = _alike(list(branches.values()))
+    return [(each, {name: shown(told, each, batch) for name, told in branches.items()}) for each in rows]
 
 
 def _alike(branches: Sequence[Conditions]) -> list[list[int]]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from langevin.checkpoints import folders, weights
 from langevin.checkpoints.errors import CheckpointError
+from langevin.checkpoints.files import listing
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +242,7 @@ def _find(
         if place.is_file():
             return place
     folder = places[0].parent
-    there = folders.listing(folder) if folder.is_dir() else "nothing"
+    there = listing(folder) if folder.is_dir() else "nothing"
     raise CheckpointError(f"{folder} has no {' or '.join(wanted)}, but {there}; name the file with weight_name=….")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .noise import Level
+from langevin.schedulers.noise import Level
 
 DrawNoise = Callable[[torch.Tensor], torch.Tensor]
 

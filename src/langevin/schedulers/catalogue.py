@@ -4,6 +4,35 @@ from __future__ import annotations
 
 import re
 
+COMPATIBLES = [
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "PNDMScheduler",
+    "LMSDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "EDMEulerScheduler",
+    # langevin's own
+    "DPMAdaptiveScheduler",
+    "DPMFastScheduler",
+    "DPMSolver2SAncestralScheduler",
+    "DPMSolver3MSDEScheduler",
+    "ERSDEScheduler",
+    "GradientEstimationScheduler",
+    "HeunPP2Scheduler",
+    "RESMultistepScheduler",
+    "RestartScheduler",
+]
+"""Those whose configs can be made into each other with ``from_config``."""
+
 
 def short_name(name: str) -> str:
     """ "EulerDiscreteScheduler" -> "euler"."""

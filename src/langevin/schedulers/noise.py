@@ -55,6 +55,12 @@ def alpha_of_step(level: Level, target: Level) -> float:
     return float(np.float32(level.alpha**2) / np.float32(target.alpha**2))
 
 
+def rise(level: Level, target: Level) -> tuple[float, float]:
+    """What multiplies x and what the noise in a step of the training process from a level up to a noisier one."""
+    keep = target.alpha / level.alpha
+    return keep, math.sqrt(max(1.0 - keep**2, 0.0))
+
+
 def _linear(count: int, start: float, end: float) -> torch.Tensor:
     return torch.linspace(start, end, count, dtype=torch.float32)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .noise import Level
+from langevin.schedulers.noise import Level
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # of most solvers; some know "flow_prediction" too
 _TINY = 1e-10  # stands in for a level without image or without noise, so that no 0/0 arises
@@ -56,6 +56,12 @@ def to_epsilon(prediction_type: str, level: Level) -> tuple[float, float]:
     if prediction_type == "flow_prediction":
         return 1 / (alpha + sigma), alpha / (alpha + sigma)
     return 1 / max(sigma, _TINY), -alpha / max(sigma, _TINY)
+
+
+def to_slope(prediction_type: str, level: Level) -> tuple[float, float]:
+    """(a, b) with dx/dσ = (x - x0)/σ = a·x + b·output, where α is 1; 0 where there is no noise."""
+    p, q = to_x0(prediction_type, level)
+    return ((1.0 - p) / level.sigma, -q / level.sigma) if level.sigma else (0.0, 0.0)
 
 
 def limiter(config: Mapping[str, Any]) -> Callable[[torch.Tensor], torch.Tensor] | None:

@@ -7,8 +7,9 @@ spacing* lays σ between two ends. Both return n numbers, noisiest first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,12 @@ def check(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if odd := [option for option in options if option not in allowed]:
         raise TypeError(f"spacing {name!r} takes no {', '.join(map(repr, odd))}; it takes: {', '.join(allowed)}")
     return key, dict(options)
+
+
+def refuse_unless_ascending(name: str, given: Sequence[float]) -> None:
+    """Refuse what an inversion cannot visit: its levels go up in noise."""
+    if any(late <= early for early, late in pairwise(map(float, given))):
+        raise ValueError(f"{name} of an inversion must be in ascending order, got {list(given)}")
 
 
 def beta_quantile(probability: float, a: float, b: float) -> float:

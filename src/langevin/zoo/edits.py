@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
-from .reader import Found, Reading, stands
-from .world import (
+from langevin.zoo.reader import Found, Reading, stands
+from langevin.zoo.world import (
     BACKGROUNDS,
     COLOURS,
     POSITIONS,

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import typer
 
-from .reader import matches, read
-from .world import HELD_OUT_PAIRS, TRAINING_PAIRS, caption, is_held_out, parse, random_scene
+from langevin.zoo.reader import matches, read
+from langevin.zoo.world import HELD_OUT_PAIRS, TRAINING_PAIRS, caption, is_held_out, parse, random_scene
 
 SEED = 2026
 

@@ -21,12 +21,12 @@ import numpy as np
 import typer
 from PIL import Image
 
-from . import evaluate
-from .edits import KINDS, Edit, carried_out, random_edit
-from .masks import over
-from .outlines import anywhere, outlines, vague
-from .reader import Found, foreground, matches, read, stands
-from .world import (
+from langevin.zoo import evaluate
+from langevin.zoo.edits import KINDS, Edit, carried_out, random_edit
+from langevin.zoo.masks import over
+from langevin.zoo.outlines import anywhere, outlines, vague
+from langevin.zoo.reader import Found, foreground, matches, read, stands
+from langevin.zoo.world import (
     HELD_OUT_PAIRS,
     SHAPES,
     SIDE,

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 
-from .world import SIDE, Scene, Thing
+from langevin.zoo.world import SIDE, Scene, Thing
 
 KINDS = {"thing": 0.5, "box": 0.25, "half": 0.13, "all": 0.12}
 """Kinds of masks, and how often each is drawn."""

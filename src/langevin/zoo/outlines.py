@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .world import _CENTRES, _DISTANCE, GAP, MARGIN, SHAPES, SIDE, SIZES, Scene, Thing
+from langevin.zoo.world import _CENTRES, _DISTANCE, GAP, MARGIN, SHAPES, SIDE, SIZES, Scene, Thing
 
 WIDTH = 1.5
 """Of the lines, in pixels."""

@@ -13,7 +13,7 @@ from itertools import permutations, product
 import numpy as np
 from PIL import Image
 
-from .world import _DISTANCE, BACKGROUNDS, COLOURS, SHAPES, SIDE, Constraints, Thing, Wanted, relation
+from langevin.zoo.world import _DISTANCE, BACKGROUNDS, COLOURS, SHAPES, SIDE, Constraints, Thing, Wanted, relation
 
 FOREGROUND = 46.0
 """A pixel belongs to a shape when it is this far from the background (Euclidean, RGB in 0..255)."""

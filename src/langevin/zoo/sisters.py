@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 
-from .loop import noise_levels
-from .train_text_to_image import ATTENTION, UNET, encode, tokenize, write_index
+from langevin.checkpoints.model_index import PARTS_FROM
+from langevin.zoo.loop import noise_levels
+from langevin.zoo.train_text_to_image import ATTENTION, UNET, encode, tokenize, write_index
 
 
 @dataclass(frozen=True)
@@ -138,4 +139,4 @@ def save(out: Path, pipeline: str, unet: Any, scheduler: Any, defaults: dict[str
     """
     copy.deepcopy(unet).half().save_pretrained(out / "unet")
     scheduler.save_pretrained(out / "scheduler")
-    write_index(out, pipeline, defaults, _parts_from="langevin/shapes")
+    write_index(out, pipeline, defaults, **{PARTS_FROM: "langevin/shapes"})

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from .world import BACKGROUNDS, COLOURS, POSITIONS, RELATIONS, SHAPES, SIZES, caption, random_scene
+from langevin.zoo.world import BACKGROUNDS, COLOURS, POSITIONS, RELATIONS, SHAPES, SIZES, caption, random_scene
 
 WINDOW = 32
 """Tokens in a prompt, the first and last marks included."""

@@ -20,13 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from langevin.guiders.attention_maps import watching
-
-from .loop import draw, fit
-from .outlines import anywhere
-from .sisters import Frozen, save, smaller_unet
-from .train_autoencoder import pictures
-from .train_text_to_image import PASSES, POOL, UNSAID
-from .world import SIDE, Scene, coverage, listing, named_things, random_scene, training_caption
+from langevin.zoo.loop import draw, fit
+from langevin.zoo.outlines import anywhere
+from langevin.zoo.sisters import Frozen, save, smaller_unet
+from langevin.zoo.train_autoencoder import pictures
+from langevin.zoo.train_text_to_image import PASSES, POOL, UNSAID
+from langevin.zoo.world import SIDE, Scene, coverage, listing, named_things, random_scene, training_caption
 
 STEPS, BATCH, RATE = 2900, 32, 1e-3
 GROUNDING = 0.1

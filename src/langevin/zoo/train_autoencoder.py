@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .loop import fit
-from .world import Scene, random_scene, render
+from langevin.zoo.loop import fit
+from langevin.zoo.world import Scene, random_scene, render
 
 CONFIG: dict[str, Any] = {
     "in_channels": 3,

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .loop import fit
-from .train_autoencoder import pictures
-from .train_text_to_image import encode, tokenize
-from .world import random_scene, training_caption
+from langevin.zoo.loop import fit
+from langevin.zoo.train_autoencoder import pictures
+from langevin.zoo.train_text_to_image import encode, tokenize
+from langevin.zoo.world import random_scene, training_caption
 
 STEPS, BATCH, RATE = 2000, 16, 5e-4
 HIGHEST = 350

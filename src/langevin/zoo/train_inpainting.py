@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .loop import draw, fit
-from .masks import random_mask
-from .sisters import Frozen, save, smaller_unet
-from .train_autoencoder import pictures
-from .train_text_to_image import POOL, UNSAID
-from .world import Scene, random_scene, training_caption
+from langevin.zoo.loop import draw, fit
+from langevin.zoo.masks import random_mask
+from langevin.zoo.sisters import Frozen, save, smaller_unet
+from langevin.zoo.train_autoencoder import pictures
+from langevin.zoo.train_text_to_image import POOL, UNSAID
+from langevin.zoo.world import Scene, random_scene, training_caption
 
 STEPS, BATCH, RATE = 10000, 32, 1e-3
 PASSES = 4

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .edits import training_edit
-from .loop import draw, fit
-from .sisters import Frozen, save, smaller_unet
-from .train_autoencoder import pictures
-from .train_text_to_image import POOL
+from langevin.zoo.edits import training_edit
+from langevin.zoo.loop import draw, fit
+from langevin.zoo.sisters import Frozen, save, smaller_unet
+from langevin.zoo.train_autoencoder import pictures
+from langevin.zoo.train_text_to_image import POOL
 
 STEPS, BATCH, RATE = 12000, 32, 1e-3
 PASSES = 4

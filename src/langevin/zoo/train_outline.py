@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .loop import draw, fit
-from .outlines import anywhere, outlines, vague
-from .sisters import Frozen
-from .train_autoencoder import pictures
-from .train_text_to_image import POOL, UNET, UNSAID
-from .world import Scene, random_scene, training_caption
+from langevin.zoo.loop import draw, fit
+from langevin.zoo.outlines import anywhere, outlines, vague
+from langevin.zoo.sisters import Frozen
+from langevin.zoo.train_autoencoder import pictures
+from langevin.zoo.train_text_to_image import POOL, UNET, UNSAID
+from langevin.zoo.world import Scene, random_scene, training_caption
 
 NETWORK = {
     key: value for key, value in UNET.items() if key not in ("sample_size", "out_channels", "up_block_types")

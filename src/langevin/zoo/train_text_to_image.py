@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .loop import draw, fit, noise_levels
-from .tokenizer import WINDOW, make_tokenizer
-from .train_autoencoder import pictures
-from .world import (
+from langevin.checkpoints import model_index
+from langevin.zoo.loop import draw, fit, noise_levels
+from langevin.zoo.tokenizer import WINDOW, make_tokenizer
+from langevin.zoo.train_autoencoder import pictures
+from langevin.zoo.world import (
     BACKGROUNDS,
     COLOURS,
     POSITIONS,
@@ -213,19 +213,13 @@ def save(out: Path, vae: Any, unet: Any, text: Any, scheduler: Any) -> None:
 
 def write_index(out: Path, pipeline: str, defaults: dict[str, float], **more: str) -> None:
     """Write ``model_index.json`` of a pipeline with the parts of ``langevin/shapes`` into ``out``."""
-    index: dict[str, Any] = {"_call_defaults": defaults} if defaults else {}
-    index |= {
-        "_class_name": pipeline,
-        "_diffusers_version": "0.42.1",
-        **more,
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+    absent = dict.fromkeys(("feature_extractor", "image_encoder", "safety_checker"), (None, None))
+    parts = {
+        "scheduler": ("diffusers", "DDIMScheduler"),
+        "text_encoder": ("transformers", "CLIPTextModel"),
+        "tokenizer": ("transformers", "CLIPTokenizer"),
+        "unet": ("diffusers", "UNet2DConditionModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
     }
-    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    called = {model_index.CALL_DEFAULTS: defaults} if defaults else {}
+    model_index.write(out, pipeline, {**called, **more, **absent, **parts, "requires_safety_checker": False})

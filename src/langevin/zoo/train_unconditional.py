@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .loop import fit, noise_levels
-from .train_autoencoder import pictures
-from .world import random_scene
+from langevin.checkpoints import model_index
+from langevin.zoo.loop import fit, noise_levels
+from langevin.zoo.train_autoencoder import pictures
+from langevin.zoo.world import random_scene
 
 SIDE = 32
 """The model paints half the world's size, which is what a CPU can learn in an hour."""
@@ -89,10 +89,5 @@ def save(out: Path, unet: Any, scheduler: Any) -> None:
     """Write a DDPM folder with weights in half precision."""
     copy.deepcopy(unet).half().save_pretrained(out / "unet")
     scheduler.save_pretrained(out / "scheduler")
-    index = {
-        "_class_name": "DDPMPipeline",
-        "_diffusers_version": "0.42.1",
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "unet": ["diffusers", "UNet2DModel"],
-    }
-    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    parts = {"scheduler": ("diffusers", "DDPMScheduler"), "unet": ("diffusers", "UNet2DModel")}
+    model_index.write(out, "DDPMPipeline", parts)

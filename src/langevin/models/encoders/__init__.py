@@ -1,0 +1,1 @@
+"""Networks that read: what turns texts or pictures into conditions, or judges them."""

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from langevin.guiders.base import Conditions, Guider
+from langevin.guiders.base import Guider
+from langevin.guiders.step import Conditions
 from langevin.prompts.edited import edited_conditions
 from langevin.prompts.encoder import PromptEncoder
 from langevin.prompts.lengths import LENGTHS, settle

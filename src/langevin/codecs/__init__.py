@@ -1,0 +1,1 @@
+"""Codecs: from pictures, sound, frames to what a network denoises, and back. One file each."""

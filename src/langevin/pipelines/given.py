@@ -1,0 +1,365 @@
+"""What a call is given: names, types, defaults, checks, documentation and record of its arguments, in one place.
+
+A family of pipelines writes its arguments as a frozen dataclass of :class:`Given`; a pipeline of the family adds its
+own in a subclass, says in ``positional`` in which order they may be given without their names, and takes them all at
+once::
+
+    @dataclass(frozen=True, kw_only=True)
+    class BrighterGiven(TextGiven):
+        amount: Share = 0.1
+        positional = "prompt amount"
+
+    class BrighterPipeline(StableDiffusionBase):
+        @takes(BrighterGiven)
+        def __call__(self, given: BrighterGiven) -> Any:
+            return self.generate(given, [Brighter(given.amount)])
+
+People call ``pipe("a cat", 0.2, seed=7)``; editors, ``help`` and type checkers see every argument.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import math
+import operator
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import torch
+from torch import Generator
+
+from langevin.guiders.base import Guider, is_guider
+
+P = ParamSpec("P")
+G = TypeVar("G", bound="Given")
+S = TypeVar("S")
+R = TypeVar("R")
+
+
+# -- checks, as annotations ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number's range, both ends included: ``Annotated[float, Range(0, 1)]``."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"at least {self.low}"
+        return f"{self.low} to {self.high}"
+
+
+Count = Annotated[int, Range(1, 10**6)]
+"""How many."""
+Share = Annotated[float, Range(0, 1)]
+"""0 to 1."""
+
+
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """A value of the type that ``hint`` says, in its range, finite; numpy's numbers become Python's.
+
+    Only what a hint says plainly is held against it: numbers, texts, choices, and lists of them; other types (tensors,
+    pictures, callables) are for whoever uses them.
+
+    Raises:
+        ValueError: it is not.
+    """
+    found = list(_plain(value, hint))
+    if not found:
+        raise ValueError(f"{name} is {_shown(value)}; it must be {_wanted(hint)}")
+    return found[0]
+
+
+def _plain(value: Any, hint: Any) -> Iterator[Any]:
+    """The value as the hint wants it; nothing where it does not fit."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        for fitting in _plain(value, inner[0]):
+            if not isinstance(fitting, (int, float)) or all(check.holds(fitting) for check in inner[1:]):
+                yield fitting
+    elif origin in (Union, types.UnionType):
+        for option in inner:
+            yield from _plain(value, option)
+    elif origin is Literal:
+        if isinstance(value, (str, int, type(None))) and value in inner:
+            yield value
+    elif origin in (list, Sequence) and inner and _is_plain(inner[0]):
+        if isinstance(value, (list, tuple)) or type(value).__module__ == "numpy":
+            each = [next(_plain(one, inner[0]), _NOTHING) for one in value]
+            if _NOTHING not in each:
+                yield each if isinstance(value, list) else tuple(each)
+    elif hint is type(None) or hint is None:
+        if value is None:
+            yield value
+    elif hint in _PLAIN:
+        yield from _PLAIN[hint](value)
+    else:
+        yield value
+
+
+class _Nothing:
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+
+_NOTHING = _Nothing()
+
+
+def _whole(value: Any) -> Iterator[int]:
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        yield int(value)
+
+
+def _real(value: Any) -> Iterator[float]:
+    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+        yield int(value) if isinstance(value, Integral) else float(value)
+
+
+def _flag(value: Any) -> Iterator[bool]:
+    if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
+        yield bool(value)
+
+
+def _text(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+
+
+_PLAIN: Mapping[Any, Callable[[Any], Iterator[Any]]] = {int: _whole, float: _real, bool: _flag, str: _text}
+_WORDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text", type(None): "None"}
+
+
+def _is_plain(hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Annotated, Union, types.UnionType):
+        return all(_is_plain(one) for one in (inner[:1] if origin is Annotated else inner))
+    return hint in _PLAIN or origin is Literal or hint is type(None)
+
+
+def _wanted(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return f"{_wanted(inner[0])}, {' and '.join(map(str, inner[1:]))}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(_wanted(option) for option in inner)
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin in (list, Sequence):
+        return f"a list, each {_wanted(inner[0])}"
+    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, (str, int, float, bool, list, tuple, type(None))) else ""
+    return text if text and len(text) <= 80 else f"a {type(value).__name__}"
+
+
+# -- arguments of every pipeline -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What every pipeline's call takes.
+
+    Args:
+        generator: one for the batch, or a list with one per picture; or ``seed``.
+        output_type: "pil", "np" ``(batch, height, width, channels)`` or "pt" ``(batch, channels, height, width)``, both
+            in [0, 1].
+        return_dict: give a tuple instead of an output object if False.
+        callback_on_step_end, callback_on_step_end_tensor_inputs: ``(call, i, t, tensors) -> tensors`` after every
+            network call, and the names of the tensors it gets; see :class:`langevin.pipelines.call.Call`.
+        callback, callback_steps: the older form, ``callback(i, t, latents)`` after every ``callback_steps``-th step.
+        seed: picture k is made from ``seed + k``, or give a list with one per picture. Made alone with its own seed, a
+            picture is the same.
+        guiders: see :mod:`langevin.guiders`; they stack on the pipeline's own.
+    """
+
+    generator: Generator | Sequence[Generator] | None = None
+    output_type: Literal["pil", "np", "pt"] = "pil"
+    return_dict: bool = True
+    callback_on_step_end: Callable[..., Any] | None = None
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
+    callback: Callable[..., Any] | None = None
+    callback_steps: Count | None = None
+    seed: int | Sequence[int] | None = None
+    guiders: Sequence[Guider] = ()
+
+    #: names of the arguments that may be given without their names, in order
+    positional: ClassVar[str] = ""
+    #: names of those that pictures do not record, since they say nothing of what is in them
+    unrecorded: ClassVar[tuple[str, ...]] = (
+        "generator",
+        "output_type",
+        "return_dict",
+        "callback_on_step_end_tensor_inputs",
+    )
+
+    def __post_init__(self) -> None:
+        for name, hint in hints(type(self)).items():  # type: ignore[arg-type]
+            if name not in _CHECKED_ELSEWHERE:
+                value = getattr(self, name)
+                object.__setattr__(self, name, checked(name, value, hint))
+        seed: Any = self.seed
+        if hasattr(seed, "tolist"):  # numpy's numbers and arrays
+            object.__setattr__(self, "seed", seed.tolist())
+        self._check_lists("guiders")
+        listed = self.generator if isinstance(self.generator, (list, tuple)) else [self.generator]
+        wrong = [one for one in listed if not isinstance(one, Generator | None)]
+        if wrong or not listed:
+            shown = _shown(wrong[0]) if wrong else "an empty list"
+            raise ValueError(f"generator is {shown}; it must be a torch.Generator, or a list with one per picture")
+
+    def _check_lists(self, *names: str) -> None:
+        for name in names:
+            listed = getattr(self, name)
+            if is_guider(listed) or isinstance(listed, (str, Mapping)) or not isinstance(listed, Sequence):
+                raise ValueError(f"{name} is a {type(listed).__name__}; it must be a list of guiders, {name}=[…]")
+            wrong = [one for one in listed if not is_guider(one)]
+            if wrong:
+                raise ValueError(f"{name} holds {_shown(wrong[0])}; it must be a list of guiders, such as [Windows()]")
+
+    def record(self) -> dict[str, Any]:
+        """The arguments by name, as far as pictures record them."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in self.unrecorded}
+
+    def changed(self: G, **values: Any) -> G:
+        """The same with other values."""
+        return dataclasses.replace(self, **values)
+
+
+_CHECKED_ELSEWHERE = ("seed", "guiders", "control", "prompt", "negative_prompt")
+"""Whose words of what is wrong say more."""
+
+
+@functools.cache
+def hints(given: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields, with what is annotated to them."""
+    found = get_type_hints(given, include_extras=True)
+    return {field.name: found[field.name] for field in dataclasses.fields(given)}
+
+
+def bare(hint: Any) -> Any:
+    """A type without what is annotated to it, as people want to read it."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return inner[0]
+    if origin in (Union, types.UnionType):
+        return functools.reduce(operator.or_, map(bare, inner))
+    return hint
+
+
+# -- functions that take them ----------------------------------------------------------------------------------------
+
+
+def takes(given: Callable[P, G]) -> Callable[[Callable[[S, G], R]], Callable[Concatenate[S, P], R]]:
+    """The decorated method is called with the arguments of a dataclass, and gets them as one object.
+
+    What it returns is an output; ``return_dict=False`` makes a tuple of it here. Gradients are off.
+    """
+    kind: type[Given] = given  # type: ignore[assignment]
+
+    def decorate(function: Callable[[S, G], R]) -> Callable[Concatenate[S, P], R]:
+        signature = signature_of(kind)
+
+        @functools.wraps(function)
+        @torch.no_grad()
+        def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+            try:
+                bound = signature.bind(self, *args, **kwargs)
+            except TypeError as error:
+                raise TypeError(_misused(type(self).__name__, signature, kwargs, error)) from None
+            arguments = dict(list(bound.arguments.items())[1:])
+            values: Any = kind(**arguments)
+            output: Any = function(self, values)
+            return output if values.return_dict else in_a_tuple(output)
+
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        call.__doc__ = documented(function.__doc__, kind)
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def in_a_tuple(output: Any) -> tuple[Any, ...]:
+    """An output's values, None among them, in the order that the reference has in tuples."""
+    names = getattr(output, "in_tuples", None) or [f.name for f in dataclasses.fields(output)]
+    return tuple(getattr(output, name) for name in names)
+
+
+def signature_of(given: type[Given]) -> inspect.Signature:
+    """``self``, then the ``positional`` arguments in their order, then the others by name."""
+    fields = {f.name: f for f in dataclasses.fields(given)}
+    annotations = hints(given)  # type: ignore[arg-type]
+
+    def parameter(name: str, kind: Any) -> inspect.Parameter:
+        field = fields[name]
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        return inspect.Parameter(name, kind, default=default, annotation=bare(annotations[name]))
+
+    first = given.positional.split()
+    rest = [name for name in fields if name not in first]
+    return inspect.Signature(
+        [
+            inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY),
+            *(parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in first),
+            *(parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in rest),
+        ]
+    )
+
+
+def _misused(owner: str, signature: inspect.Signature, kwargs: Mapping[str, Any], error: TypeError) -> str:
+    known = [name for name in signature.parameters if name != "self"]
+    unknown = [name for name in kwargs if name not in known]
+    if not unknown:
+        return f"{owner}: {error}"
+    close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+    hint = f"nearest: {close[0]}" if close else f"it takes: {', '.join(known)}"
+    return f"{owner} takes no argument {unknown[0]!r}; {hint}"
+
+
+_ARGS = re.compile(r"^\s*Args:\n(.*?)(?=^\S|\Z)", re.M | re.S)
+_ENTRY = re.compile(r"^    (?=\w)(.*?)(?=^    \w|\Z)", re.M | re.S)
+
+
+def documented(doc: str | None, given: type[Given]) -> str:
+    """A method's docstring with what the dataclass and its bases say of their arguments, the pipeline's own first."""
+    own = inspect.cleandoc(doc or "")
+    entries: dict[str, str] = {}
+    for cls in given.__mro__:
+        found = _ARGS.search(inspect.cleandoc(vars(cls).get("__doc__") or "") + "\n")
+        for entry in _ENTRY.findall(found[1]) if found else ():
+            names = entry.split(":")[0]
+            told = {name.strip() for name in names.split(",")}
+            if not any(told & {n.strip() for n in known.split(",")} for known in entries):
+                entries[names] = entry
+    arguments = "".join(f"    {entry.rstrip()}\n" for entry in entries.values())
+    head, _, tail = own.partition("\n\nRaises:")
+    return f"{head}\n\nArgs:\n{arguments}" + (f"\nRaises:{tail}" if tail else "")

@@ -1,0 +1,57 @@
+"""What a pipeline is made of: its parts by name, and the settings beside them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from langevin.checkpoints import model_index
+from langevin.checkpoints.config import ConfigMixin
+
+
+class Parts(ConfigMixin):
+    """An object made of parts (networks, a scheduler, a tokenizer, …) and settings.
+
+    Both are arguments of its constructor: parts are those without a default and those in ``_optional_components``,
+    which may be None; the others are settings. The constructor hands its parts to :meth:`register_modules`.
+    """
+
+    config_name = model_index.INDEX
+    _optional_components: list[str] = []
+
+    def register_modules(self, **parts: Any) -> None:
+        """Make objects the pipeline's parts: attributes, listed in :attr:`components` and ``config``."""
+        self.__dict__["_parts"] = [*dict.fromkeys([*self._part_names(), *parts])]
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def _part_names(self) -> list[str]:
+        return self.__dict__.get("_parts", [])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name in self._part_names():
+            self.register_to_config(**{name: model_index.origin(value)})
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by name; ``OtherPipeline(**pipe.components)`` shares them with another pipeline."""
+        return {name: getattr(self, name) for name in self._part_names()}
+
+    @property
+    def name_or_path(self) -> str | None:
+        """What was given to :meth:`from_pretrained`."""
+        return self.config.get("_name_or_path")
+
+    def _networks(self) -> dict[str, nn.Module]:
+        return {name: part for name, part in self.components.items() if isinstance(part, nn.Module)}
+
+    @classmethod
+    def _arguments(cls) -> tuple[list[str], list[str]]:
+        """Names of the constructor's parts and of its settings."""
+        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        parts = [p.name for p in named if p.default is p.empty or p.name in cls._optional_components]
+        return parts, [p.name for p in named if p.name not in parts]

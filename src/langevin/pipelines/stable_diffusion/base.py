@@ -1,0 +1,267 @@
+"""What the pipelines of Stable Diffusion's family share: their parts, their prompts, and how a call goes."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from langevin.codecs.base import Codec, check_size
+from langevin.codecs.pixels import PlainCodec
+from langevin.codecs.vae import VaeCodec
+from langevin.guiders.base import Guider
+from langevin.guiders.distilled import DistilledGuidance
+from langevin.media.images import VaeImageProcessor
+from langevin.outputs import StableDiffusionPipelineOutput
+from langevin.pipelines.base import DiffusionPipeline
+from langevin.pipelines.call import Call, compose_guiders
+from langevin.pipelines.stable_diffusion.given import TextGiven
+from langevin.prompts.readers.base import How, Reading, TextReader
+from langevin.prompts.readers.clip import CLIPReader
+from langevin.prompts.textual_inversion import TextualInversionLoaderMixin
+
+if TYPE_CHECKING:
+    from langevin.schedulers.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
+    """Parts, prompts and the course of a call. A pipeline of the family names its call's arguments, turns those that
+    are its own into guiders, and hands both to :meth:`generate`.
+    """
+
+    model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
+    _optional_components = ["safety_checker", "feature_extractor", "image_encoder"]
+    _exclude_from_cpu_offload = ["safety_checker"]
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    _scheduler_needs: Mapping[str, Any] = {"steps_offset": 1, "clip_sample": False}
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        scheduler: Any,
+        safety_checker: Any = None,
+        feature_extractor: Any = None,
+        image_encoder: Any = None,
+        requires_safety_checker: bool = True,
+    ) -> None:
+        super().__init__()
+        if safety_checker is not None and feature_extractor is None:
+            raise ValueError("a safety_checker needs a feature_extractor; give one, or pass safety_checker=None")
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=modernised(scheduler, self._scheduler_needs),
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+        )
+        self.register_to_config(requires_safety_checker=requires_safety_checker)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @property
+    def codec(self) -> Codec:
+        """From pictures to what the network denoises, and back."""
+        if self.vae is None:  # latents are all that such a pipeline gives
+            return PlainCodec(2, self.unet.config.in_channels, self.vae_scale_factor)
+        return VaeCodec(self.vae)
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent in each direction."""
+        return VaeCodec(self.vae).scale_factor if self.vae is not None else 8
+
+    def generate(self, given: TextGiven, parts: Sequence[Guider] = (), size: Sequence[int] | None = None) -> Any:
+        """Make pictures: read the texts, denoise, decode.
+
+        Args:
+            given: the call's arguments.
+            parts: what makes this pipeline the one that it is. They come after classifier-free guidance and before
+                the caller's ``control`` and ``guiders``; among them may be another kind of guidance.
+            size: height and width in pixels, where they are not what ``given`` says.
+        """
+        if given.guidance_scale is None:
+            given = given.changed(guidance_scale=self.call_default("guidance_scale", 7.5))
+        shape = partial(self.codec.shape, size=size or self.size(given.height, given.width))
+        run = self.plan(given)
+        text = self.read(given, steps=len(run) if given.own_schedule else given.num_inference_steps)
+        call = Call(self, given, text.batch)
+        setup = call.stage(
+            self.unet,
+            self.scheduler,
+            shape(text.batch),
+            text.branches,
+            [*([] if text.guider is None else [text.guider]), *self.guidance(given, parts)],
+            run=run,
+            steps=None if given.own_schedule else given.num_inference_steps,
+            codec=self.codec,
+            dtype=text.dtype,
+            latents=given.latents,
+            fixed={"cross_attention_kwargs": given.cross_attention_kwargs} if given.cross_attention_kwargs else {},
+            encode_text=text.again,
+            pair_images=given.pair_images,
+            pictures=given.num_images_per_prompt,
+        )
+        x = call.denoise(setup)
+        if given.output_type == "latent":
+            return StableDiffusionPipelineOutput(call.deliver(x), None)
+        return self.hand_out(call, call.decode(setup, x))
+
+    def plan(self, given: TextGiven) -> Run:
+        """The scheduler's run: so many steps, or those that the caller names."""
+        return self.scheduler.plan(
+            None if given.own_schedule else given.num_inference_steps,
+            timesteps=given.timesteps,
+            sigmas=given.sigmas,
+            **({"eta": given.eta} if "eta" in self.scheduler.run_options else {}),
+        )
+
+    def guidance(self, given: TextGiven, parts: Sequence[Guider]) -> list[Guider]:
+        """The call's guiders in order."""
+        scale = given.guidance_scale or 0.0
+        added = [*parts, *given.control, *given.guiders]
+        if self.unet.config.get("time_cond_proj_dim"):
+            return [DistilledGuidance(scale), *added]
+        return compose_guiders(scale, given.guidance_rescale, added)
+
+    def hand_out(self, call: Call, pixels: Tensor) -> Any:
+        """Decoded pictures as the call gives them, after the safety checker has seen them."""
+        given: Any = call.given
+        flagged = self.flagged(pixels, call.setup.dtype)
+        if flagged is not None and given.safety_action == "blackout":
+            pixels = blacked_out(pixels, flagged)
+        return StableDiffusionPipelineOutput(call.deliver(pixels, num_images_per_prompt=None), flagged)
+
+    def read(self, given: TextGiven, steps: int) -> Reading:
+        """The texts of a call, as branches of conditions."""
+        guided = not self.unet.config.get("time_cond_proj_dim") and bool(
+            (given.guidance_scale or 0) > 1 or given.control or given.guiders
+        )
+
+        return self.reader.read(
+            given.prompt,
+            given.negative_prompt,
+            pictures=given.num_images_per_prompt,
+            steps=steps,
+            with_negative=guided,
+            prompt_embeds=given.prompt_embeds,
+            negative_prompt_embeds=given.negative_prompt_embeds,
+            clip_skip=given.clip_skip,
+            clip_skip_negative=given.clip_skip_negative,
+            prompt_weighting=given.prompt_weighting,
+            long_prompts=given.long_prompts,
+        )
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device | str | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        clip_skip: int | None = None,
+        clip_skip_negative: bool = False,
+        prompt_weighting: str = "compel",
+        long_prompts: Literal["chunk", "cut"] = "chunk",
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeddings of prompt and negative prompt, ``(prompts · pictures, tokens, dim)`` each."""
+        branches = self.reader.encode(
+            prompt,
+            negative_prompt,
+            How(clip_skip, clip_skip_negative, prompt_weighting, long_prompts),
+            prompt_embeds,
+            negative_prompt_embeds,
+            pictures=num_images_per_prompt,
+            with_negative=do_classifier_free_guidance,
+        )
+        place = device or self._execution_device
+        embeds = {name: told["encoder_hidden_states"].to(place) for name, told in branches.items()}
+        return embeds["positive"], embeds.get("negative")
+
+    @property
+    def reader(self) -> TextReader:
+        """What turns texts into branches of conditions."""
+        dtype = self.text_encoder.dtype if self.text_encoder is not None else self.unet.dtype
+        return CLIPReader(self.tokenizer, self.text_encoder, device=self._execution_device, dtype=dtype)
+
+    def size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width in pixels, the model's own where None."""
+        factor = self.vae_scale_factor
+        config = self.unet.config
+        own = config.sample_size
+        if isinstance(own, int) and _before_0_9(config.get("_diffusers_version")):
+            own = max(own, 64)  # the first configs say 32 where 64 is meant
+        own_height, own_width = (own, own) if isinstance(own, int) else own
+        size = height or own_height * factor, width or own_width * factor
+        check_size(size, factor)
+        return size
+
+    def pixels(self, image: Any, height: int | None = None, width: int | None = None, **how: Any) -> Tensor:
+        """Pictures that a caller gave, ``(n, 3, height, width)`` in [-1, 1]; latents pass as they are.
+
+        ``how`` is for :meth:`~langevin.VaeImageProcessor.preprocess`.
+        """
+        if image is None:
+            raise ValueError("image is missing; give a PIL image, an array or a tensor in [0, 1], or a list of them")
+        listed = image if isinstance(image, (list, tuple)) else [image]
+        listed = [one.convert("RGB") if isinstance(one, Image.Image) else one for one in listed]  # "L", "RGBA", …
+        whole = listed if isinstance(image, (list, tuple)) else listed[0]
+        return self.image_processor.preprocess(whole, height=height, width=width, **how)
+
+    def size_of(self, pixels: Tensor) -> tuple[int, int]:
+        """The height and width of pictures made from these pixels or latents."""
+        latents = self.vae is not None and pixels.shape[1] == self.vae.config.latent_channels
+        factor = self.vae_scale_factor if latents else 1
+        height, width = pixels.shape[-2:]
+        return height * factor, width * factor
+
+    def flagged(self, images: Tensor, dtype: torch.dtype) -> list[bool] | None:
+        """What the safety checker says of decoded pictures; None without one."""
+        if self.safety_checker is None:
+            return None
+        pixels = self.feature_extractor(
+            self.image_processor.postprocess(images, output_type="pil"), return_tensors="pt"
+        ).pixel_values
+        return self.safety_checker.flag(pixels.to(images.device, dtype))
+
+
+def blacked_out(pixels: Tensor, which: Sequence[bool]) -> Tensor:
+    """Pictures in [-1, 1], with some of them black."""
+    pixels = pixels.clone()
+    pixels[torch.tensor(which)] = -1
+    return pixels
+
+
+def _before_0_9(version: str | None) -> bool:
+    """Whether a config was written by a reference older than 0.9."""
+    return version is not None and tuple(map(int, re.findall(r"\d+", version)[:2])) < (0, 9)
+
+
+def modernised(scheduler: Any, needs: Mapping[str, Any]) -> Any:
+    """Stable Diffusion's first configs lacked settings that its pictures need: an offset of 1, no clipping.
+
+    The scheduler is returned as it is where those that it knows are right, else as a copy with them set.
+    """
+    wrong = {k: v for k, v in needs.items() if scheduler is not None and scheduler.config.get(k, v) != v}
+    if not wrong:
+        return scheduler
+    settings = ", ".join(f"{k}={v}" for k, v in wrong.items())
+    logger.info("%s: Stable Diffusion needs %s; set for this pipeline.", type(scheduler).__name__, settings)
+    scheduler = copy.copy(scheduler)
+    scheduler.register_to_config(**wrong)
+    return scheduler

@@ -1,0 +1,1 @@
+"""Solvers over codes instead of numbers: noise is the wrong code, or none."""

@@ -1,0 +1,1 @@
+"""Solvers that count in σ, where x = x0 + σ·ε."""
