@@ -24,7 +24,7 @@ from langevin.prompts.readers.t5 import T5Reader
 from langevin.prompts.readers.xlm_r import XLMRReader
 from langevin.prompts.tree import PromptSyntaxError
 from langevin.prompts.weighting import GRAMMARS
-from tests.conftest import tiny_tokenizer
+from tests.helpers import tiny_tokenizer
 from tests.prompts import readers_parts as tiny
 from tests.prompts.test_readers import bert, xlm_r
 

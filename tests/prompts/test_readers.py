@@ -23,7 +23,7 @@ from langevin.prompts.readers.t5 import T5Reader
 from langevin.prompts.readers.vision import VisionReader
 from langevin.prompts.readers.xlm_r import XLMRReader
 from langevin.prompts.textual_inversion import TextualInversionLoaderMixin
-from tests.conftest import in_threads, tiny_tokenizer
+from tests.helpers import in_threads, tiny_tokenizer
 from tests.prompts import readers_parts as tiny
 
 close = functools.partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)
