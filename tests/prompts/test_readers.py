@@ -17,7 +17,7 @@ from langevin.models.encoders.twin import twin
 from langevin.prompts.lengths import LENGTHS
 from langevin.prompts.readers.base import TextReader
 from langevin.prompts.readers.bert import BertReader
-from langevin.prompts.readers.clip import CLIPReader
+from langevin.prompts.readers.clip import CLIPReader, UnitReader
 from langevin.prompts.readers.pooled import AlignedReader, PooledReader
 from langevin.prompts.readers.t5 import T5Reader
 from langevin.prompts.readers.vision import VisionReader
@@ -53,6 +53,7 @@ def readers(clip_tokenizer):
     projecting = tiny.clip_encoder(clip_tokenizer, projection=10)
     return {
         "clip": CLIPReader(clip_tokenizer, tiny.clip_encoder(clip_tokenizer)),
+        "unit": UnitReader(clip_tokenizer, tiny.clip_encoder(clip_tokenizer)),
         "pooled": PooledReader(clip_tokenizer, projecting, outputs=POOLED),
         "unnormed": PooledReader(
             clip_tokenizer,
@@ -68,7 +69,7 @@ def readers(clip_tokenizer):
     }
 
 
-KINDS = ["clip", "pooled", "unnormed", "aligned", "t5", "xlm_r", "xlm_r_pre", "bert"]
+KINDS = ["clip", "unit", "pooled", "unnormed", "aligned", "t5", "xlm_r", "xlm_r_pre", "bert"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -188,6 +189,29 @@ def test_clip_is_aligned_as_versatile_diffusion_does(clip_tokenizer):
         theirs = kind._encode_prompt(reference, PROMPTS, "cpu", 2, True, ["ugly", "bad"])
         ours = AlignedReader(clip_tokenizer, encoder).read(PROMPTS, ["ugly", "bad"], pictures=2)
     close(torch.cat([main(ours, "negative"), main(ours)]), theirs)
+
+
+def test_clip_is_brought_to_length_1_as_vq_diffusion_does(clip_tokenizer):
+    from diffusers import VQDiffusionPipeline
+
+    encoder = tiny.clip_encoder(clip_tokenizer)
+    learned = SimpleNamespace(learnable=False)
+    with torch.no_grad():
+        reference = asking(
+            tokenizer=clip_tokenizer, text_encoder=encoder, learned_classifier_free_sampling_embeddings=learned
+        )
+        theirs = VQDiffusionPipeline._encode_prompt(reference, PROMPTS, 2, True)
+        ours = UnitReader(clip_tokenizer, encoder).read(PROMPTS, pictures=2)
+    close(torch.cat([main(ours, "negative"), main(ours)]), theirs)
+
+
+def test_a_network_with_room_for_one_window_gets_one(clip_tokenizer, caplog):
+    reader = CLIPReader(clip_tokenizer, tiny.clip_encoder(clip_tokenizer), one_window=True)
+    with torch.no_grad():
+        assert main(reader.read(["a", LONG], LONG)).shape == (2, 24, 24)
+        assert "not seen" in caplog.text
+        with pytest.raises(ValueError, match=r"gives 48 tokens, and this model takes 24; leave \.and"):
+            reader.read('("a", "b").and()')
 
 
 # -- what prompts can do, in every kind
