@@ -12,7 +12,7 @@ from langevin.denoiser import NetworkDenoiser
 from langevin.guiders.windows import Windows
 from langevin.prompts.lengths import LENGTHS, by_length, replaced, settle, shown
 from langevin.prompts.readers.clip import CLIPReader
-from tests.conftest import reference_parts
+from tests.helpers import reference_parts
 
 LONG = "a very long text that fills windows"
 STEP = SimpleNamespace(timestep=7.0, index=0, start=0, total=1)
@@ -154,7 +154,7 @@ def test_a_picture_seen_through_windows_is_what_it_is_alone(read, unet, batch):
     x = torch.randn(3, 4, 8, 20)
 
     def predicted(reading, x):
-        setup = SimpleNamespace(shape=x.shape, denoiser=NetworkDenoiser(unet), codec=None)
+        setup = SimpleNamespace(denoiser=NetworkDenoiser(unet), codec=None, picture_places=lambda who: x.shape[-2:])
         Windows(size=8, stride=4, batch=batch).prepare(setup)
         with torch.no_grad():
             return by_length(setup.denoiser)(x, STEP, reading.branches)

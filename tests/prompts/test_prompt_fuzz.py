@@ -24,7 +24,7 @@ from langevin.prompts.readers.t5 import T5Reader
 from langevin.prompts.readers.xlm_r import XLMRReader
 from langevin.prompts.tree import PromptSyntaxError
 from langevin.prompts.weighting import GRAMMARS
-from tests.conftest import tiny_tokenizer
+from tests.helpers import tiny_tokenizer
 from tests.prompts import readers_parts as tiny
 from tests.prompts.test_readers import bert, xlm_r
 
@@ -90,7 +90,9 @@ def tried(make):
 @example(["((a)" + "9" * 309 + ")0", "(a:1~" + "9" * 400 + ")"], "(a)1~" + "9" * 400, {"steps": 4})
 @example(["((a:" + "9" * 309 + "):0)"], "[(a:" + "9" * 309 + ")]", {"prompt_weighting": "a1111"})
 @example(['("a", "b").blend(' + "9" * 308 + ", " + "9" * 308 + ")"], "", {})
+@example(['("a", "b").blend(' + "9" * 300 + ", 1, no_normalize)"], "", {})
 @example(["(a\ud83d"], '("a").blend(1, \ud83d)', {})
+@example(["a AND \ud83d"], "", {"prompt_weighting": "a1111"})
 def test_any_prompts_are_read_or_refused(readers, kind, prompts, negative, options):
     def read(texts):
         with torch.no_grad():

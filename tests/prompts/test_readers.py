@@ -17,13 +17,13 @@ from langevin.models.encoders.twin import twin
 from langevin.prompts.lengths import LENGTHS
 from langevin.prompts.readers.base import TextReader
 from langevin.prompts.readers.bert import BertReader
-from langevin.prompts.readers.clip import CLIPReader
+from langevin.prompts.readers.clip import CLIPReader, UnitReader
 from langevin.prompts.readers.pooled import AlignedReader, PooledReader
 from langevin.prompts.readers.t5 import T5Reader
 from langevin.prompts.readers.vision import VisionReader
 from langevin.prompts.readers.xlm_r import XLMRReader
 from langevin.prompts.textual_inversion import TextualInversionLoaderMixin
-from tests.conftest import in_threads, tiny_tokenizer
+from tests.helpers import in_threads, tiny_tokenizer
 from tests.prompts import readers_parts as tiny
 
 close = functools.partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)
@@ -53,6 +53,7 @@ def readers(clip_tokenizer):
     projecting = tiny.clip_encoder(clip_tokenizer, projection=10)
     return {
         "clip": CLIPReader(clip_tokenizer, tiny.clip_encoder(clip_tokenizer)),
+        "unit": UnitReader(clip_tokenizer, tiny.clip_encoder(clip_tokenizer)),
         "pooled": PooledReader(clip_tokenizer, projecting, outputs=POOLED),
         "unnormed": PooledReader(
             clip_tokenizer,
@@ -68,7 +69,7 @@ def readers(clip_tokenizer):
     }
 
 
-KINDS = ["clip", "pooled", "unnormed", "aligned", "t5", "xlm_r", "xlm_r_pre", "bert"]
+KINDS = ["clip", "unit", "pooled", "unnormed", "aligned", "t5", "xlm_r", "xlm_r_pre", "bert"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -188,6 +189,29 @@ def test_clip_is_aligned_as_versatile_diffusion_does(clip_tokenizer):
         theirs = kind._encode_prompt(reference, PROMPTS, "cpu", 2, True, ["ugly", "bad"])
         ours = AlignedReader(clip_tokenizer, encoder).read(PROMPTS, ["ugly", "bad"], pictures=2)
     close(torch.cat([main(ours, "negative"), main(ours)]), theirs)
+
+
+def test_clip_is_brought_to_length_1_as_vq_diffusion_does(clip_tokenizer):
+    from diffusers import VQDiffusionPipeline
+
+    encoder = tiny.clip_encoder(clip_tokenizer)
+    learned = SimpleNamespace(learnable=False)
+    with torch.no_grad():
+        reference = asking(
+            tokenizer=clip_tokenizer, text_encoder=encoder, learned_classifier_free_sampling_embeddings=learned
+        )
+        theirs = VQDiffusionPipeline._encode_prompt(reference, PROMPTS, 2, True)
+        ours = UnitReader(clip_tokenizer, encoder).read(PROMPTS, pictures=2)
+    close(torch.cat([main(ours, "negative"), main(ours)]), theirs)
+
+
+def test_a_network_with_room_for_one_window_gets_one(clip_tokenizer, caplog):
+    reader = CLIPReader(clip_tokenizer, tiny.clip_encoder(clip_tokenizer), one_window=True)
+    with torch.no_grad():
+        assert main(reader.read(["a", LONG], LONG)).shape == (2, 24, 24)
+        assert "not seen" in caplog.text
+        with pytest.raises(ValueError, match=r"gives 48 tokens, and this model takes 24; leave \.and"):
+            reader.read('("a", "b").and()')
 
 
 # -- what prompts can do, in every kind
@@ -341,6 +365,10 @@ def test_a_mask_says_where_padding_is_in_every_window(read):
     assert mask[0].tolist() == ([True] * 4 + [False] * 20) + ([True] * 2 + [False] * 22) * (length // 24 - 1)
     assert mask[1].sum() > 100
     assert told["negative"]["mask"][0].sum() == 3 + 2 * (length // 24 - 1)
+    (both,) = read("pooled", '("ab", "c").and()').branches["positive"]["mask"]
+    assert both.tolist() == [True] * 4 + [False] * 20 + [True] * 3 + [False] * 21
+    (mixed,) = read("pooled", '("ab", "c").blend(1, 1)').branches["positive"]["mask"]
+    assert mixed.tolist() == [True] * 4 + [False] * 20
 
 
 def test_given_conditions_take_the_place_of_texts(read):

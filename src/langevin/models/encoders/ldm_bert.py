@@ -35,7 +35,6 @@ class LDMBertConfig(PretrainedConfig):
         "num_attention_heads": "encoder_attention_heads",
         "hidden_size": "d_model",
     }
-    _library = "latent_diffusion"
 
     def __init__(
         self,
@@ -129,7 +128,7 @@ class LDMBertModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     _no_split_modules = ["_Layer"]
-    _library = "latent_diffusion"
+    library_name = "latent_diffusion"
 
     def __init__(self, config: LDMBertConfig) -> None:
         super().__init__(config)

@@ -27,8 +27,6 @@ class RobertaSeriesConfig(XLMRobertaConfig):
         pooler_fn, learn_encoder: kept for checkpoints that name them; they change nothing.
     """
 
-    _library = "alt_diffusion"
-
     def __init__(
         self,
         pad_token_id: int = 1,
@@ -64,7 +62,7 @@ class RobertaSeriesModelWithTransformation(PreTrainedModel):
     _no_split_modules = ["XLMRobertaLayer", "XLMRobertaEmbeddings"]
     _keys_to_ignore_on_load_unexpected = ["pooler", "logit_scale"]
     _keys_to_ignore_on_load_missing = ["pooler", "position_ids"]
-    _library = "alt_diffusion"
+    library_name = "alt_diffusion"
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -79,6 +79,8 @@ class TextReader:
             ``"pooler_output"``, ``(rows, dim)``: see :class:`langevin.prompts.weighting.Embedded`. The first is what
             callbacks see.
         window, mask_padding: see :class:`langevin.prompts.encoder.PromptEncoder`.
+        one_window: for networks that take as many tokens as the encoder's window has and no more: longer prompts lose
+            their end, and a warning names it, whatever ``long_prompts`` says.
         clean: is given each part of a prompt that has one weight, and returns what is read instead.
         device, dtype: of the conditions.
 
@@ -100,6 +102,7 @@ class TextReader:
         outputs: Mapping[str, str] | None = None,
         window: int | None = None,
         mask_padding: bool | None = None,
+        one_window: bool = False,
         clean: Callable[[str], str] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -108,7 +111,8 @@ class TextReader:
         self.outputs = dict(self.outputs if outputs is None else outputs)
         self.window = self.window if window is None else window
         self.mask_padding = self.mask_padding if mask_padding is None else mask_padding
-        self.clean, self.device, self.dtype = clean, device, dtype
+        self.one_window, self.clean = one_window, clean
+        self.device, self.dtype = device, dtype
 
     def read(
         self,
@@ -238,7 +242,13 @@ class TextReader:
         """What each text is told as, one row each."""
         parse, arithmetic = grammar(how.prompt_weighting)
         trees = [_cleaned(parse(text), self.clean) for text in texts]
-        embedded = encode_trees(encode, trees, arithmetic, cut=how.long_prompts == "cut")
+        embedded = encode_trees(encode, trees, arithmetic, cut=self.one_window or how.long_prompts == "cut")
+        for text, one in zip(texts, embedded, strict=True):
+            if self.one_window and one.tokens.shape[1] > encode.encoder.window:
+                most = encode.encoder.window
+                raise ValueError(
+                    f"{text[:40]!r} gives {one.tokens.shape[1]} tokens, and this model takes {most}; leave .and() out"
+                )
         return [{name: _output(one, kind) for name, kind in self.outputs.items()} for one in embedded]
 
     def _given(self, given: Given, said: str) -> list[dict[str, Tensor]]:
