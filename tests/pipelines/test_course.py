@@ -23,12 +23,13 @@ from langevin import (
     VQDiffusionScheduler,
     Windows,
 )
+from langevin.checks import Count
 from langevin.codecs.pixels import PixelCodec, PlainCodec
 from langevin.media.settings import read_settings
 from langevin.models.base import ModelMixin
 from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.call import Call
-from langevin.pipelines.given import Count, Given, takes
+from langevin.pipelines.given import Given, takes
 
 DIM = 6
 

@@ -13,7 +13,8 @@ import torch
 
 import langevin
 from langevin import SelfAttentionGuidance, StableDiffusionPipeline
-from langevin.pipelines.given import Given, Range, checked, documented
+from langevin.checks import Range, checked
+from langevin.pipelines.given import Given, documented
 
 PIPELINES = [
     name for name in langevin.__all__ if "Pipeline" in name and "Output" not in name and name != "DiffusionPipeline"

@@ -62,6 +62,7 @@ class AttendAndExcite(Guider):
     scaled_input: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         listed = isinstance(self.token_indices, Sequence) and not isinstance(self.token_indices, str)
         per_prompt = [*self.token_indices] if listed else []
         if per_prompt and all(isinstance(k, int) for k in per_prompt):

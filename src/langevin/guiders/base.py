@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from langevin.checks import check_fields
 from langevin.codecs.base import Codec
 from langevin.guiders.step import Conditions, Denoiser, Input, Step, Told
 from langevin.randomness import Noise
@@ -175,6 +177,10 @@ class Guider:
     A guider keeps its settings. What changes during a call may be kept on ``self`` too: the loop works on the copy
     that :meth:`begin` returns, made for that call alone.
     """
+
+    def __post_init__(self) -> None:
+        if dataclasses.is_dataclass(self):
+            check_fields(self, of=f" of {type(self).__name__}")
 
     def within(self, box: tuple[int, int, int, int], size: tuple[int, int]) -> Guider:
         """This guider where only a part of the picture is made, the ``box`` (left, top, right, bottom) of a picture of

@@ -37,6 +37,7 @@ class ClassifierFreeGuidance(Guider):
         return self.scale > 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.start <= self.stop <= 1:
             raise ValueError(f"guidance from {self.start} to {self.stop}; 0 <= start <= stop <= 1 is needed")
 

@@ -55,6 +55,7 @@ class Control(Guider):
     _frame: ClassVar[tuple[Any, Any] | None] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if hasattr(self.network, "nets"):
             raise ValueError("Control got a MultiControlNetModel; give one Control for each of its nets")
         if not hasattr(self.network, "embed_condition"):

@@ -47,6 +47,7 @@ class SafeGuidance(Guider):
     momentum_beta: float = 0.4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("scale", "warmup_steps", "momentum_scale"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} of SafeGuidance must not be below 0")

@@ -43,6 +43,7 @@ class SelfAttentionGuidance(Guider):
     scale: float = 0.75
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.scale >= 0:
             raise ValueError(f"scale={self.scale} of SelfAttentionGuidance must be at least 0, which is off")
 

@@ -62,6 +62,7 @@ class Windows(Guider):
     smooth: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.stride <= self.size:
             raise ValueError(f"windows of {self.size} every {self.stride} latents; 1 <= stride <= size is needed")
         if self.batch < 1:

@@ -23,165 +23,21 @@ import dataclasses
 import difflib
 import functools
 import inspect
-import math
-import operator
 import re
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Concatenate,
-    Literal,
-    ParamSpec,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Generator
 
+from langevin.checks import Count, bare, check_fields, hints, shown
 from langevin.guiders.base import Guider, is_guider
 
 P = ParamSpec("P")
 G = TypeVar("G", bound="Given")
 S = TypeVar("S")
 R = TypeVar("R")
-
-
-# -- checks, as annotations ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Range:
-    """A number's range, both ends included: ``Annotated[float, Range(0, 1)]``."""
-
-    low: float = -math.inf
-    high: float = math.inf
-
-    def holds(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
-    def __str__(self) -> str:
-        if self.high == math.inf:
-            return f"at least {self.low}"
-        return f"{self.low} to {self.high}"
-
-
-Count = Annotated[int, Range(1, 10**6)]
-"""How many."""
-Share = Annotated[float, Range(0, 1)]
-"""0 to 1."""
-
-
-def checked(name: str, value: Any, hint: Any) -> Any:
-    """A value of the type that ``hint`` says, in its range, finite; numpy's numbers become Python's.
-
-    Only what a hint says plainly is held against it: numbers, texts, choices, and lists of them; other types (tensors,
-    pictures, callables) are for whoever uses them.
-
-    Raises:
-        ValueError: it is not.
-    """
-    found = list(_plain(value, hint))
-    if not found:
-        raise ValueError(f"{name} is {_shown(value)}; it must be {_wanted(hint)}")
-    return found[0]
-
-
-def _plain(value: Any, hint: Any) -> Iterator[Any]:
-    """The value as the hint wants it; nothing where it does not fit."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        for fitting in _plain(value, inner[0]):
-            if not isinstance(fitting, (int, float)) or all(check.holds(fitting) for check in inner[1:]):
-                yield fitting
-    elif origin in (Union, types.UnionType):
-        for option in inner:
-            yield from _plain(value, option)
-    elif origin is Literal:
-        if isinstance(value, (str, int, type(None))) and value in inner:
-            yield value
-    elif origin in (list, Sequence) and inner and _is_plain(inner[0]):
-        if isinstance(value, (list, tuple)) or type(value).__module__ == "numpy":
-            each = [next(_plain(one, inner[0]), _NOTHING) for one in value]
-            if _NOTHING not in each:
-                yield each if isinstance(value, list) else tuple(each)
-    elif hint is type(None) or hint is None:
-        if value is None:
-            yield value
-    elif hint in _PLAIN:
-        yield from _PLAIN[hint](value)
-    else:
-        yield value
-
-
-class _Nothing:
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    __hash__ = object.__hash__
-
-
-_NOTHING = _Nothing()
-
-
-def _whole(value: Any) -> Iterator[int]:
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        yield int(value)
-
-
-def _real(value: Any) -> Iterator[float]:
-    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
-        yield int(value) if isinstance(value, Integral) else float(value)
-
-
-def _flag(value: Any) -> Iterator[bool]:
-    if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
-        yield bool(value)
-
-
-def _text(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-
-
-_PLAIN: Mapping[Any, Callable[[Any], Iterator[Any]]] = {int: _whole, float: _real, bool: _flag, str: _text}
-_WORDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text", type(None): "None"}
-
-
-def _is_plain(hint: Any) -> bool:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Annotated, Union, types.UnionType):
-        return all(_is_plain(one) for one in (inner[:1] if origin is Annotated else inner))
-    return hint in _PLAIN or origin is Literal or hint is type(None)
-
-
-def _wanted(hint: Any) -> str:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return f"{_wanted(inner[0])}, {' and '.join(map(str, inner[1:]))}"
-    if origin in (Union, types.UnionType):
-        return " or ".join(_wanted(option) for option in inner)
-    if origin is Literal:
-        return " or ".join(map(repr, inner))
-    if origin in (list, Sequence):
-        return f"a list, each {_wanted(inner[0])}"
-    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, (str, int, float, bool, list, tuple, type(None))) else ""
-    return text if text and len(text) <= 80 else f"a {type(value).__name__}"
-
-
-# -- arguments of every pipeline -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,10 +78,7 @@ class Given:
     )
 
     def __post_init__(self) -> None:
-        for name, hint in hints(type(self)).items():  # type: ignore[arg-type]
-            if name not in _CHECKED_ELSEWHERE:
-                value = getattr(self, name)
-                object.__setattr__(self, name, checked(name, value, hint))
+        check_fields(self, _CHECKED_ELSEWHERE)
         seed: Any = self.seed
         if hasattr(seed, "tolist"):  # numpy's numbers and arrays
             object.__setattr__(self, "seed", seed.tolist())
@@ -233,8 +86,8 @@ class Given:
         listed = self.generator if isinstance(self.generator, (list, tuple)) else [self.generator]
         wrong = [one for one in listed if not isinstance(one, Generator | None)]
         if wrong or not listed:
-            shown = _shown(wrong[0]) if wrong else "an empty list"
-            raise ValueError(f"generator is {shown}; it must be a torch.Generator, or a list with one per picture")
+            given = shown(wrong[0]) if wrong else "an empty list"
+            raise ValueError(f"generator is {given}; it must be a torch.Generator, or a list with one per picture")
 
     def _check_lists(self, *names: str) -> None:
         for name in names:
@@ -243,7 +96,7 @@ class Given:
                 raise ValueError(f"{name} is a {type(listed).__name__}; it must be a list of guiders, {name}=[…]")
             wrong = [one for one in listed if not is_guider(one)]
             if wrong:
-                raise ValueError(f"{name} holds {_shown(wrong[0])}; it must be a list of guiders, such as [Windows()]")
+                raise ValueError(f"{name} holds {shown(wrong[0])}; it must be a list of guiders, such as [Windows()]")
 
     def record(self) -> dict[str, Any]:
         """The arguments by name, as far as pictures record them."""
@@ -254,25 +107,8 @@ class Given:
         return dataclasses.replace(self, **values)
 
 
-_CHECKED_ELSEWHERE = ("seed", "guiders", "control", "prompt", "negative_prompt")
+_CHECKED_ELSEWHERE = ("seed", "generator", "guiders", "control", "prompt", "negative_prompt")
 """Whose words of what is wrong say more."""
-
-
-@functools.cache
-def hints(given: Any) -> dict[str, Any]:
-    """The types of a dataclass's fields, with what is annotated to them."""
-    found = get_type_hints(given, include_extras=True)
-    return {field.name: found[field.name] for field in dataclasses.fields(given)}
-
-
-def bare(hint: Any) -> Any:
-    """A type without what is annotated to it, as people want to read it."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return inner[0]
-    if origin in (Union, types.UnionType):
-        return functools.reduce(operator.or_, map(bare, inner))
-    return hint
 
 
 # -- functions that take them ----------------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from langevin.checks import Count, Share
 from langevin.codecs.pixels import PixelCodec
 from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call
-from langevin.pipelines.given import Count, Given, Share, takes
+from langevin.pipelines.given import Given, takes
 
 
 @dataclass(frozen=True, kw_only=True)

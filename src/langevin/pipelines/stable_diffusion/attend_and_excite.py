@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from langevin.checks import Range
 from langevin.guiders.attend_and_excite import AttendAndExcite
-from langevin.pipelines.given import Range, takes
+from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import TextGiven, middle
 from langevin.prompts.chunks import chunk_text

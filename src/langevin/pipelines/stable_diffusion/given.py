@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
+from langevin.checks import Count, Range, Share
 from langevin.guiders.base import Guider
-from langevin.pipelines.given import Count, Given, Range, Share
+from langevin.pipelines.given import Given
 
 CALLBACKS = "callback_on_step_end callback_on_step_end_tensor_inputs"
 

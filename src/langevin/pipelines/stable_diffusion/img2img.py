@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from langevin.checks import Share
 from langevin.guiders.image_start import ImageStart
-from langevin.pipelines.given import Share, takes
+from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import CALLBACKS, TextGiven, middle
 

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from langevin.checks import Range, Share
 from langevin.guiders.base import Setup
 from langevin.guiders.inpaint import Inpaint
 from langevin.media.images import Picture, VaeImageProcessor
 from langevin.pipelines.callbacks import View, guided
-from langevin.pipelines.given import Range, Share, takes
+from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import CALLBACKS, TextGiven, middle
 from langevin.randomness import Noise

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from langevin.checks import Count
 from langevin.guiders.base import Setup
 from langevin.guiders.instruct import ImageChannels, InstructGuidance
 from langevin.pipelines.callbacks import View, guided
-from langevin.pipelines.given import Count, takes
+from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import CALLBACKS, TextGiven, middle
 

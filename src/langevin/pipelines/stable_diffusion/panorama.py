@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from langevin.checks import Count
 from langevin.guiders.windows import Windows
-from langevin.pipelines.given import Count, takes
+from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import CALLBACKS, Side, middle
 from langevin.pipelines.stable_diffusion.text_to_image import TextToImageGiven

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
+from langevin.checks import Range, Share
 from langevin.guiders.safe import SafeGuidance
 from langevin.outputs import StableDiffusionSafePipelineOutput
 from langevin.pipelines.call import Call
-from langevin.pipelines.given import Range, Share, takes
+from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase, blacked_out
 from langevin.pipelines.stable_diffusion.text_to_image import TextToImageGiven
 

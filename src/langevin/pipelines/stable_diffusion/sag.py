@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from langevin.checks import Range
 from langevin.guiders.self_attention import SelfAttentionGuidance
-from langevin.pipelines.given import Range, takes
+from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import middle
 from langevin.pipelines.stable_diffusion.text_to_image import TextToImageGiven

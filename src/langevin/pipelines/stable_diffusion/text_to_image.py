@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from langevin.pipelines.given import Count, takes
+from langevin.checks import Count
+from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import CALLBACKS, Side, TextGiven, middle
 
