@@ -63,7 +63,8 @@ class PNDMAsPublished:
     """Published (arXiv:2202.09778, algorithm 2): steps go between the run's own levels; every output is turned into ε
     where it was made, and these ε are mixed."""
 
-    #: a run may begin at any call, even within a Runge-Kutta step
+    #: a run may begin within a Runge-Kutta step, and its first call be the repetition of a step that it did not make;
+    #: that is then taken for a step of its own
     begins_anywhere = False
 
     def calls(

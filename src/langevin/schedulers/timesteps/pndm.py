@@ -95,7 +95,9 @@ class PNDMRun(Run):
         again = self.calls.again[i] if self.made == 1 else None
         if again is not None:
             return self._phi(self.origin, self._transfer(*again), (1 / 2, 1 / 2), (epsilon, self.history[0]))
-        if self.targets[i] == self.levels[i]:  # begun at the repetition: nothing to repeat
+        if (
+            self.targets[i] == self.levels[i] and not self.manner.begins_anywhere
+        ):  # at the repetition: nothing to repeat
             self.made -= 1
             return x
         self.origin = x if self.made == 0 else None
