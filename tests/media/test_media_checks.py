@@ -256,7 +256,7 @@ WRONG = {
     "complex tensor": (torch.zeros(3, 16, 16, dtype=torch.complex64), "complex64"),
     "text": (np.full((16, 16, 3), "a"), "<U1"),
     "objects": (np.full((16, 16, 3), None), "object"),
-    "five channels": (np.zeros((16, 16, 5)), "5 channels"),
+    "five channels": (np.zeros((16, 16, 5)), "expected 3 channels"),
     "no axes": (np.zeros(()), "2 to 4 axes"),
     "five axes": (torch.zeros(1, 1, 3, 16, 16), "2 to 4 axes"),
     "empty": (np.zeros((0, 16, 3)), "none of them empty"),

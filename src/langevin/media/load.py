@@ -25,6 +25,11 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
+def printable(name: str) -> str:
+    """A name from a file on one line: as it is, or spelt out where that cannot be printed."""
+    return name if name.isprintable() else repr(name)
+
+
 def opened(image: Image.Image, name: str = "image") -> Image.Image:
     """A PIL image of any mode, checked and in a plain one: "L", "LA", "RGB", "RGBA" or "F".
 
@@ -111,12 +116,12 @@ def open_safely(path: str | os.PathLike) -> Image.Image:
     """
     name = os.fspath(path)
     if not stat.S_ISREG(os.stat(name).st_mode):
-        raise WrongPicture(f"{name} is no regular file, so it is not opened")
+        raise WrongPicture(f"{printable(name)} is no regular file, so it is not opened")
     Image.init()
-    with _one_error(name):
+    with _one_error(printable(name)):
         image = Image.open(name, formats=[kind for kind in _FROM_STRANGERS if kind in Image.OPEN])
         try:
-            _check_size(image, name)
+            _check_size(image, printable(name))
         except WrongPicture:
             image.close()
             raise
@@ -216,7 +221,7 @@ def load_image(
         source = io.BytesIO(_fetch(source, timeout))
     if isinstance(source, Image.Image):
         return to_rgb(whole_numbers(opened(_upright(source), "the picture")), background)
-    name = os.fsdecode(source) if isinstance(source, (str, bytes, os.PathLike)) else "the picture"
+    name = printable(os.fsdecode(source)) if isinstance(source, (str, bytes, os.PathLike)) else "the picture"
     with _one_error(name), Image.open(source) as image:
         loaded: Image.Image = to_rgb(whole_numbers(opened(image, name)), background).copy()
     if isinstance(source, (str, os.PathLike)):

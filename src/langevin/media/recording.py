@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from langevin.media.load import load_image, open_safely, opened
+from langevin.media.load import load_image, open_safely, opened, printable
 from langevin.media.settings import plain
 
 PLAIN = (str, int, float, bool, type(None))
@@ -151,7 +151,7 @@ def reread(record: Mapping[str, str]) -> Image.Image:
         if fingerprint(known := form()) == record["sha256"]:
             known.filename = file  # type: ignore[attr-defined]
             return known
-    raise ValueError(f"the picture {file} has changed since")
+    raise ValueError(f"the picture {printable(file)} has changed since")
 
 
 # ----------------------------------------------------------------------------------------------------- parts
