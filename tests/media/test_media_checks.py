@@ -345,6 +345,22 @@ def test_a_transparent_palette_counts_its_alpha():
     assert np.array_equal(np.asarray(got) > 127, HALF.astype(bool))
 
 
+def test_the_box_around_a_mask_and_the_overlay_count_its_alpha_too():
+    layer = Image.new("RGBA", (16, 16), (255, 255, 255, 0))
+    layer.paste("white", (2, 3, 6, 7))
+    processor = VaeImageProcessor()
+    assert processor.get_crop_region(layer, 16, 16) == (2, 3, 6, 7)
+    laid = processor.apply_overlay(layer, Image.new("RGB", (16, 16), "red"), Image.new("RGB", (16, 16), "blue"))
+    assert (laid.getpixel((3, 4)), laid.getpixel((10, 10))) == ((0, 0, 255), (255, 0, 0))
+
+
+@pytest.mark.parametrize("size", [(8.5, None), (None, "8"), (-8, 8)])
+def test_sizes_are_whole_numbers(size):
+    with pytest.raises(ValueError, match=r"whole number|too small"):
+        VaeImageProcessor().preprocess(COLOURS, *size)
+    assert VaeImageProcessor().preprocess(COLOURS, np.int64(8), np.uint8(16)).shape == (1, 3, 8, 16)
+
+
 def test_stacks_are_several_masks():
     stack = np.stack([HALF, 1 - HALF])
     for several in (stack, torch.from_numpy(stack), [HALF, 1 - HALF], [torch.from_numpy(stack)]):
