@@ -114,6 +114,15 @@ def test_floats_of_pil_in_0_to_1_are_told():
         )
 
 
+def test_floats_of_pil_stay_in_range_when_they_are_resized():
+    """Beyond black they were taken for a picture in [-1, 1], and came out twice as bright."""
+    edge = np.zeros((16, 16), np.float32)
+    edge[:, 8:] = 255
+    got = VaeImageProcessor().preprocess(Image.fromarray(edge), 40, 40)
+    assert got.min() == -1
+    assert got.max() == 1
+
+
 def test_of_an_animation_the_first_frame_is_used_and_said():
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
     data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:])

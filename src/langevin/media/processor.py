@@ -284,7 +284,8 @@ class VaeImageProcessor:
             images = [image.convert("RGB") for image in images]
         elif self.config.do_convert_grayscale:
             images = [image.convert("L") for image in images]
-        return convert.numpy_to_pt(convert.pil_to_numpy(images))
+        batch = convert.numpy_to_pt(convert.pil_to_numpy(images))
+        return batch.clamp(0, 1) if images[0].mode == "F" else batch  # Lanczos goes beyond the range of floats
 
     def _to_batch(self, images: Sequence[np.ndarray] | Sequence[torch.Tensor]) -> tuple[torch.Tensor, bool]:
         """Arrays or tensors -> one (batch, 1 or 3 channels, height, width), or latents; and whether it is those."""
