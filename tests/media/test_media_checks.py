@@ -114,6 +114,15 @@ def test_floats_of_pil_in_0_to_1_are_told():
         )
 
 
+def test_floats_of_pil_stay_in_range_when_they_are_resized():
+    """Beyond black they were taken for a picture in [-1, 1], and came out twice as bright."""
+    edge = np.zeros((16, 16), np.float32)
+    edge[:, 8:] = 255
+    got = VaeImageProcessor().preprocess(Image.fromarray(edge), 40, 40)
+    assert got.min() == -1
+    assert got.max() == 1
+
+
 def test_of_an_animation_the_first_frame_is_used_and_said():
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
     data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:])
@@ -256,7 +265,7 @@ WRONG = {
     "complex tensor": (torch.zeros(3, 16, 16, dtype=torch.complex64), "complex64"),
     "text": (np.full((16, 16, 3), "a"), "<U1"),
     "objects": (np.full((16, 16, 3), None), "object"),
-    "five channels": (np.zeros((16, 16, 5)), "5 channels"),
+    "five channels": (np.zeros((16, 16, 5)), "expected 3 channels"),
     "no axes": (np.zeros(()), "2 to 4 axes"),
     "five axes": (torch.zeros(1, 1, 3, 16, 16), "2 to 4 axes"),
     "empty": (np.zeros((0, 16, 3)), "none of them empty"),
@@ -343,6 +352,22 @@ def test_a_transparent_palette_counts_its_alpha():
     image.paste(1, (0, 0, 8, 16))
     (got,) = masks(reopened(saved(image, transparency=0)))
     assert np.array_equal(np.asarray(got) > 127, HALF.astype(bool))
+
+
+def test_the_box_around_a_mask_and_the_overlay_count_its_alpha_too():
+    layer = Image.new("RGBA", (16, 16), (255, 255, 255, 0))
+    layer.paste("white", (2, 3, 6, 7))
+    processor = VaeImageProcessor()
+    assert processor.get_crop_region(layer, 16, 16) == (2, 3, 6, 7)
+    laid = processor.apply_overlay(layer, Image.new("RGB", (16, 16), "red"), Image.new("RGB", (16, 16), "blue"))
+    assert (laid.getpixel((3, 4)), laid.getpixel((10, 10))) == ((0, 0, 255), (255, 0, 0))
+
+
+@pytest.mark.parametrize("size", [(8.5, None), (None, "8"), (-8, 8)])
+def test_sizes_are_whole_numbers(size):
+    with pytest.raises(ValueError, match=r"whole number|too small"):
+        VaeImageProcessor().preprocess(COLOURS, *size)
+    assert VaeImageProcessor().preprocess(COLOURS, np.int64(8), np.uint8(16)).shape == (1, 3, 8, 16)
 
 
 def test_stacks_are_several_masks():

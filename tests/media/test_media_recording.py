@@ -25,6 +25,7 @@ from langevin.media.recording import (
     parts_state,
     recorded,
     recorded_row,
+    recorded_rows,
     reread,
     stamp_parts,
 )
@@ -108,6 +109,23 @@ def test_a_picture_that_was_changed_in_memory_is_not_taken_for_its_file(tmp_path
     large = Image.open(tmp_path / "large.png")
     large.paste("blue", (0, 0, 4, 4))
     assert recorded(large) is None
+
+
+def test_a_bomb_among_settings_is_refused():
+    import base64
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    with pytest.raises(ValueError, match="too large"):
+        reread({"png": base64.b64encode(data).decode()})
+    for wrong in ("", "AAAA", "not base64!", base64.b64encode(data[:40]).decode()):
+        with pytest.raises((ValueError, OSError)):
+            reread({"png": wrong})
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -222,6 +240,9 @@ def test_each_picture_of_a_batch_carries_its_own():
     assert [shade(recorded_row(two, k, 4)) for k in range(4)] == [10, 10, 20, 20]
     assert [shade(recorded_row(two, k, 4, paired=False)) for k in range(4)] == [10, 20, 10, 20]
     assert [shade(recorded_row(two, k, 2)) for k in range(2)] == [10, 20]
+    assert [shade(one) for one in recorded_rows(two, 4)] == [10, 10, 20, 20]
+    assert [shade(one) for one in recorded_rows(two, 4, paired=False)] == [10, 20, 10, 20]
+    assert recorded_rows(np.float32(0.5), 3) == [0.5] * 3
     assert [shade(recorded_row(plain_one(5), k, 2)) for k in range(2)] == [5, 5]
     lists = [[plain_one(1), plain_one(2)], [plain_one(3), plain_one(4)]]
     assert [[shade(one) for one in recorded_row(lists, k, 2)] for k in range(2)] == [[1, 2], [3, 4]]

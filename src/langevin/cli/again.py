@@ -47,6 +47,10 @@ def settings_of(picture: Path) -> dict[str, Any]:
 def show(picture: Path, as_json: bool) -> None:
     """Print the settings, one per line, the prompt first; or as JSON. What could command a terminal is spelt out."""
     settings = settings_of(picture)
+    try:
+        json.dumps(settings, indent=2)
+    except RecursionError:
+        raise Failure(f"{picture} carries settings that are nested too deep to be shown") from None
     if as_json:
         say(json.dumps(settings, indent=2, ensure_ascii=False))
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,13 +60,23 @@ def tell(text: str) -> None:
     typer.echo(harmless(text), err=True)
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """A warning in one line, as remarks are; where in the code it came from concerns nobody here."""
+    tell(f"langevin: {' '.join(str(message).split())}")
+
+
 class Group(TyperGroup):
     """A command group whose commands raise ordinary exceptions. LANGEVIN_DEBUG=1 lets them through."""
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
         options["standalone_mode"] = False
         try:
-            code = super().main(args, **options)
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", message=".*decompression bomb"
+                )  # what matters of it is said in a line
+                warnings.showwarning = _show_warning
+                code = super().main(args, **options)
         except (KeyboardInterrupt, typer.Abort):
             code = 130
         except Exception as error:

@@ -66,6 +66,8 @@ def batch_of(
     Raises:
         WrongPicture: for other shapes, kinds of numbers and ranges, and for NaN and infinity.
     """
+    if isinstance(image, Tensor) and image.is_meta:
+        raise WrongPicture(f"{name} is {_form(image)} on the meta device, which cannot be read; give one with values")
     try:
         batch = _laid_out(image, name, grey, alone)
         if is_latents(image, batch, latent_channels):
@@ -207,8 +209,9 @@ def _unit(batch: Tensor, name: str, signed: bool, grey: bool) -> Tensor:
     """Floats in [0, 1], or as they are in [-1, 1] if ``signed``."""
     if batch.shape[1] not in ((1, 2, 3, 4) if grey else (1, 3, 4)):
         raise WrongPicture(
-            f"{name} is {_form(batch)}, read as (batch, channels, height, width): {batch.shape[1]} channels; expected "
-            "3 channels, 1 (grey) or 4 (with alpha): the last axis of an array, the third from the end of a tensor"
+            f"{name} is {_form(batch)}, read as (batch, channels, height, width); expected 3 channels, as what is made "
+            "takes (batch, 3, height, width), or 1 (grey) or 4 (with alpha): an array's last axis, a tensor's third "
+            "from the end"
         )
     if batch.dtype == torch.bool:
         return batch.float()

@@ -25,7 +25,12 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def opened(image: Image.Image, name: str = "image") -> Image.Image:
+def printable(name: str) -> str:
+    """A name from a file on one line: as it is, or spelt out where that cannot be printed."""
+    return name if name.isprintable() else repr(name)
+
+
+def opened(image: Image.Image, name: str = "image", *, quiet: bool = False) -> Image.Image:
     """A PIL image of any mode, checked and in a plain one: "L", "LA", "RGB", "RGBA" or "F".
 
     - What was opened from a file is turned upright, as viewers show it. Images made by other images' methods are not:
@@ -35,7 +40,8 @@ def opened(image: Image.Image, name: str = "image") -> Image.Image:
     - "F" stays floats in [0, 255]. What has no value above 1 is taken to be in [0, 1], and a warning says so.
     - Of an animation its first frame is used, and a warning says so, unless another was chosen with ``seek``.
 
-    The image itself is not changed, but read if it was not yet. ``name`` is what messages call it.
+    The image itself is not changed, but read if it was not yet. ``name`` is what messages call it; ``quiet`` leaves out
+    the warnings.
 
     Raises:
         WrongPicture: it is closed, truncated, damaged, of no size or too large, or has values outside these ranges.
@@ -44,9 +50,10 @@ def opened(image: Image.Image, name: str = "image") -> Image.Image:
         raise WrongPicture(f"{name} is {image.width} x {image.height} pixels; give a picture of at least 1 x 1")
     with _one_error(name):
         _check_size(image, name)
-        _tell_of_frames(image, name)
+        if not quiet:
+            _tell_of_frames(image, name)
         image.load()
-        return _plain_mode(_upright(image) if isinstance(image, ImageFile.ImageFile) else image, name)
+        return _plain_mode(_upright(image) if isinstance(image, ImageFile.ImageFile) else image, name, quiet)
 
 
 def _check_size(image: Image.Image, name: str) -> None:
@@ -101,7 +108,7 @@ _FROM_STRANGERS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "
 """Formats that Pillow reads by itself: others start programs (EPS) or are rarely tried."""
 
 
-def open_safely(path: str | os.PathLike) -> Image.Image:
+def open_safely(source: str | os.PathLike | IO[bytes]) -> Image.Image:
     """Open a file that a stranger made or named: a regular file, of the usual formats, and no decompression bomb.
 
     As :func:`PIL.Image.open` does, it reads the head only; use it in a ``with`` block.
@@ -109,12 +116,13 @@ def open_safely(path: str | os.PathLike) -> Image.Image:
     Raises FileNotFoundError, PIL.UnidentifiedImageError for what is no picture of these formats, and
     :class:`WrongPicture` for what is no regular file, is too large or is damaged.
     """
-    name = os.fspath(path)
-    if not stat.S_ISREG(os.stat(name).st_mode):
+    named = isinstance(source, (str, os.PathLike))
+    name = printable(os.fspath(source)) if named else "the picture"  # type: ignore[arg-type]
+    if named and not stat.S_ISREG(os.stat(source).st_mode):  # type: ignore[arg-type]
         raise WrongPicture(f"{name} is no regular file, so it is not opened")
     Image.init()
     with _one_error(name):
-        image = Image.open(name, formats=[kind for kind in _FROM_STRANGERS if kind in Image.OPEN])
+        image = Image.open(source, formats=[kind for kind in _FROM_STRANGERS if kind in Image.OPEN])
         try:
             _check_size(image, name)
         except WrongPicture:
@@ -123,7 +131,7 @@ def open_safely(path: str | os.PathLike) -> Image.Image:
         return image
 
 
-def _plain_mode(image: Image.Image, name: str) -> Image.Image:
+def _plain_mode(image: Image.Image, name: str, quiet: bool) -> Image.Image:
     mode = image.mode
     if mode in ("L", "LA", "RGB", "RGBA"):
         return image
@@ -134,13 +142,13 @@ def _plain_mode(image: Image.Image, name: str) -> Image.Image:
             raise WrongPicture(f"{name} goes from {low} to {high}; whole numbers (mode {mode!r}) must be in 0..65535")
         return to_8_bit(image)
     if mode == "F":
-        return _plain_floats(image, name)
+        return _plain_floats(image, name, quiet)
     transparent = mode == "P" and "transparency" in image.info
     plain = {"1": "L", "La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
     return image.convert("RGBA" if transparent else plain.get(mode, "RGB"))
 
 
-def _plain_floats(image: Image.Image, name: str) -> Image.Image:
+def _plain_floats(image: Image.Image, name: str, quiet: bool) -> Image.Image:
     """Mode "F" in [0, 255]."""
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
@@ -148,10 +156,11 @@ def _plain_floats(image: Image.Image, name: str) -> Image.Image:
         raise WrongPicture(f"{name} goes from {low:g} to {high:g}; floats (mode 'F') must be in 0..255 or in [0, 1]")
     if not 0 < high <= 1:
         return image
-    warnings.warn(
-        f"{name} goes from {low:g} to {high:g} and was taken to be in [0, 1]; Pillow's floats (mode 'F') are in 0..255",
-        stacklevel=5,
-    )
+    if not quiet:
+        warnings.warn(
+            f"{name} goes from {low:g} to {high:g} and was taken to be in [0, 1]; floats of mode 'F' are in 0..255",
+            stacklevel=5,
+        )
     return Image.fromarray(values * np.float32(255))
 
 
@@ -216,7 +225,7 @@ def load_image(
         source = io.BytesIO(_fetch(source, timeout))
     if isinstance(source, Image.Image):
         return to_rgb(whole_numbers(opened(_upright(source), "the picture")), background)
-    name = os.fsdecode(source) if isinstance(source, (str, bytes, os.PathLike)) else "the picture"
+    name = printable(os.fsdecode(source)) if isinstance(source, (str, bytes, os.PathLike)) else "the picture"
     with _one_error(name), Image.open(source) as image:
         loaded: Image.Image = to_rgb(whole_numbers(opened(image, name)), background).copy()
     if isinstance(source, (str, os.PathLike)):

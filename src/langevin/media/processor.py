@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -12,10 +13,19 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 
 from langevin.media import convert
-from langevin.media.checks import all_latents, batch_of, joined, listed, three_channels, to_rgb_mode, zeros_and_ones
+from langevin.media.checks import (
+    all_latents,
+    batch_of,
+    joined,
+    listed,
+    masks,
+    three_channels,
+    to_rgb_mode,
+    zeros_and_ones,
+)
 from langevin.media.crops import check_box, crop_to_box
 from langevin.media.crops import inside as scaled_inside
-from langevin.media.load import opened
+from langevin.media.load import opened, whole_numbers
 
 # The names that the config's ``resample`` may have.
 _FILTERS = {
@@ -113,7 +123,10 @@ class VaeImageProcessor:
             own_height, own_width = image.height, image.width
         else:
             own_height, own_width = image.shape[2:4] if isinstance(image, torch.Tensor) else image.shape[1:3]
-        height, width = height or own_height, width or own_width
+        for name, side in (("height", height), ("width", width)):
+            if side is not None and not isinstance(side, numbers.Integral):
+                raise ValueError(f"{name} is {side!r}; a whole number of pixels is needed")
+        height, width = int(height or own_height), int(width or own_width)
         factor = self.config.vae_scale_factor
         if min(height, width) < factor:
             raise ValueError(
@@ -171,7 +184,7 @@ class VaeImageProcessor:
         ``pad`` pixels are added on each side first; then the shorter direction is widened as far as the mask
         reaches. An all-black mask gives the whole picture.
         """
-        mask = mask_image.convert("L")
+        (mask,) = masks([mask_image])
         left, top, right, bottom = mask.getbbox() or (0, 0, *mask.size)
         left, top = max(left - pad, 0), max(top - pad, 0)
         right, bottom = min(right + pad, mask.width), min(bottom + pad, mask.height)
@@ -194,10 +207,12 @@ class VaeImageProcessor:
 
         With ``crop_coords``, ``image`` is what was made of that box of ``init_image``.
         """
+        init_image = whole_numbers(opened(init_image, "init_image"))
+        (mask,) = masks([mask], "mask")
         # Premultiplied by its own alpha ("RGBa"), so that half-covered pixels mix as colours of light.
         kept = Image.new("RGBa", init_image.size)
         original = init_image.convert("RGBA").convert("RGBa")
-        kept.paste(original, mask=ImageOps.invert(mask.convert("L")))
+        kept.paste(original, mask=ImageOps.invert(mask))
         if crop_coords is not None:
             left, top, right, bottom = crop_coords
             whole = Image.new("RGBA", init_image.size)
@@ -269,7 +284,8 @@ class VaeImageProcessor:
             images = [image.convert("RGB") for image in images]
         elif self.config.do_convert_grayscale:
             images = [image.convert("L") for image in images]
-        return convert.numpy_to_pt(convert.pil_to_numpy(images))
+        batch = convert.numpy_to_pt(convert.pil_to_numpy(images))
+        return batch.clamp(0, 1) if images[0].mode == "F" else batch  # Lanczos goes beyond the range of floats
 
     def _to_batch(self, images: Sequence[np.ndarray] | Sequence[torch.Tensor]) -> tuple[torch.Tensor, bool]:
         """Arrays or tensors -> one (batch, 1 or 3 channels, height, width), or latents; and whether it is those."""

@@ -11,13 +11,12 @@ import dataclasses
 import hashlib
 import io
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
-from langevin.media.load import load_image, open_safely, opened
+from langevin.media.load import load_image, open_safely, opened, printable
 from langevin.media.settings import plain
 
 PLAIN = (str, int, float, bool, type(None))
@@ -44,19 +43,27 @@ def recorded(value: Any) -> Any:
         return None
 
 
-def recorded_row(value: Any, k: int, count: int, paired: bool = True) -> Any:
-    """What of an argument belongs to picture ``k`` of ``count``, as :func:`recorded` writes it. Never raises.
+def recorded_rows(value: Any, count: int, paired: bool = True) -> list[Any]:
+    """What of an argument belongs to each of ``count`` pictures, as :func:`recorded` writes it. Never raises.
 
     A list of pictures is spread over those that are made, so that each carries its own; so is a list of such lists, one
     for each prompt. Any other value is one for all.
 
     Args:
         value: a call's argument, or a guider's field.
-        k, count: which of how many pictures that were made.
+        count: how many pictures were made.
         paired: how fewer pictures than are made are spread: each for those beside each other (a, a, b, b), as prompts
             and control pictures are; False repeats them as a whole (a, b, a, b), as start pictures and masks are
             without ``pair_images``.
     """
+    if not _are_pictures(value, depth=2) or count % len(value):
+        return [recorded(value)] * count
+    each, pictures = [recorded(one) for one in value], len(value)
+    return [each[k * pictures // count if paired else k % pictures] for k in range(count)]
+
+
+def recorded_row(value: Any, k: int, count: int, paired: bool = True) -> Any:
+    """Entry ``k`` of :func:`recorded_rows`, without looking at the pictures of others."""
     if _are_pictures(value, depth=2) and count % len(value) == 0:
         return recorded(value[k * len(value) // count if paired else k % len(value)])
     return recorded(value)
@@ -108,7 +115,7 @@ def _recorded_picture(image: Image.Image) -> dict[str, str] | None:
             return record
         except (OSError, ValueError):
             pass  # the picture was changed in memory, or the file is gone: write it whole, if it is small
-    shown = _quietly_opened(image)
+    shown = opened(image, quiet=True)
     if shown.mode == "F":
         return None
     clean = Image.Image.copy(shown)
@@ -122,15 +129,8 @@ def fingerprint(image: Image.Image) -> str:
 
     Raises ValueError for a picture that cannot be read.
     """
-    shown = _quietly_opened(image)
+    shown = opened(image, quiet=True)
     return hashlib.sha256(f"{shown.size}{shown.mode}".encode() + shown.tobytes()).hexdigest()
-
-
-def _quietly_opened(image: Image.Image) -> Image.Image:
-    """What there is to say of a picture was said when it came in."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return opened(image)
 
 
 def reread(record: Mapping[str, str]) -> Image.Image:
@@ -141,17 +141,16 @@ def reread(record: Mapping[str, str]) -> Image.Image:
         OSError, ValueError: it is no regular file, no picture, or another picture than it was.
     """
     if "png" in record:
-        with Image.open(io.BytesIO(base64.b64decode(record["png"], validate=True)), formats=["PNG"]) as image:
-            image.load()
-            return image
+        with open_safely(io.BytesIO(base64.b64decode(record["png"], validate=True))) as image:
+            return opened(image, quiet=True)
     file = record["file"]
     with open_safely(file) as image:
-        shown = _quietly_opened(image)
+        shown = opened(image, quiet=True)
     for form in (lambda: shown, lambda: load_image(file)):  # as it is, or in RGB on white
         if fingerprint(known := form()) == record["sha256"]:
             known.filename = file  # type: ignore[attr-defined]
             return known
-    raise ValueError(f"the picture {file} has changed since")
+    raise ValueError(f"the picture {printable(file)} has changed since")
 
 
 # ----------------------------------------------------------------------------------------------------- parts

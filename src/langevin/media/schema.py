@@ -116,9 +116,9 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
             continue
         check, allowed = TABLE.get(name, (lambda v: True, ""))
         if not check(value):
-            raise WrongSettings(f"{name} is {_short(value)}; {allowed} is needed")
+            raise WrongSettings(f"{_named(name)} is {_short(value)}; {allowed} is needed")
         if problem := _odd(value, _MAX_DEPTH):
-            raise WrongSettings(f"{name} holds {problem}")
+            raise WrongSettings(f"{_named(name)} holds {problem}")
     if (settings.get("height") or 1) * (settings.get("width") or 1) > MAX_PIXELS:
         raise WrongSettings(
             f"height and width are {settings['height']} and {settings['width']}; at most {MAX_PIXELS} pixels are needed"
@@ -133,7 +133,7 @@ def _check_scheduler(config: Mapping[str, Any]) -> None:
         whole = value if type(value) is int else 0
         if abs(whole) > _MAX_SCHEDULE or (name == "num_train_timesteps" and not (type(value) is int and value > 0)):
             raise WrongSettings(
-                f"scheduler_config has {_short(value)} as {name}; a whole number up to {_MAX_SCHEDULE} is needed"
+                f"scheduler_config has {_short(value)} as {_named(name)}; whole numbers go up to {_MAX_SCHEDULE}"
             )
 
 
@@ -177,6 +177,12 @@ def _is_key(value: Any) -> bool:
 
 def _is_network(value: Any) -> bool:
     return isinstance(value, dict) and set(value) == {"network", "from"}
+
+
+def _named(name: Any) -> str:
+    """A setting's name on one line, short."""
+    name = str(name)
+    return name if name.isprintable() and len(name) <= 60 else _short(name)
 
 
 def _short(value: Any) -> str:
