@@ -187,18 +187,18 @@ def test_self_attention_guidance_through_windows(pipe, circular):
 def test_masks_of_windows_are_stitched_where_they_belong(pipe):
     """Each half of x has a window; only in the right one is there anything that stands out."""
     guider = SelfAttentionGuidance()
-    guider._shape = (1, 4, 8, 16)
+    guider._places = (8, 16)
     guider._seen = {}
     looks = torch.full((2, 1, 16, 16), 1 / 16)  # two windows, seen as 4 x 4
     looks[1, ..., :2] += 1 / 32
     looks[1, ..., 2:4] -= 1 / 32
     guider._see(looks, None, names=("positive",), views=[(0, 8, 0, 8), (0, 8, 8, 16)])
-    parts, places = guider._seen["positive"]
-    assert places == [(0, 8, 0, 8), (0, 8, 8, 16)]
-    assert parts[0].sum() == 0
+    left, right = guider._seen["positive"].items()
+    assert (left[0], right[0]) == ((0, 8, 0, 8), (0, 8, 8, 16))
+    assert left[1].sum() == 0
     expected = torch.zeros(8, 8)
     expected[:2, :4] = 1
-    torch.testing.assert_close(parts[1][0, 0], expected)
+    torch.testing.assert_close(right[1][0, 0], expected)
 
 
 def test_unconditional_networks_can_guide_themselves():

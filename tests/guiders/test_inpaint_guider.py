@@ -253,7 +253,7 @@ def test_its_plain_settings_are_recorded(parts):
         (lambda: Inpaint(PIXELS, half()[0]), r"mask is \(1, 16, 16\); \(masks, 1, height, width\)"),
         (lambda: Inpaint(PIXELS, PIXELS), r"mask is \(1, 3, 16, 16\)"),
         (lambda: Inpaint(PIXELS, half() * 255), r"0 to 255; it must be in 0\.\.1"),
-        (lambda: Inpaint(PIXELS, half() * float("nan")), "nan"),
+        (lambda: Inpaint(PIXELS, half() * float("nan")), "without NaN"),
         (lambda: Inpaint(PIXELS, half(), -0.1), "strength is -0.1"),
         (lambda: Inpaint(PIXELS[..., :8], half()), "to be made are 16 x 16"),
         (lambda: Inpaint(LATENTS, half(), keep_outside=True), "keep_outside needs the picture's pixels"),
