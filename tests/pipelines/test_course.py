@@ -484,3 +484,75 @@ def test_the_loop_calls_methods_that_were_set_on_an_instance_or_are_delegated():
         torch.zeros(1, 3, 2, 2), run, NetworkDenoiser(pipe.network), {"positive": {}}, [Delegate(guider)], noise=None
     )
     assert made.mean() > 0.5
+
+
+# -- what a program sees ---------------------------------------------------------------------------------------------
+
+
+def test_a_pipeline_tells_of_its_calls_and_can_end_them():
+    import pickle
+
+    pipe = of_rank("pictures")
+    seen = []
+
+    def stop(call, i, t, tensors):
+        seen.append((pipe.interrupt, pipe.num_timesteps))
+        pipe._interrupt = i == 1
+        return {}
+
+    pipe(seed=0, callback_on_step_end=stop)
+    assert seen == [(False, 4), (False, 4)]
+    assert not pipe.interrupt
+    assert pipe.num_timesteps == 4
+    assert pickle.loads(pickle.dumps(pipe)).num_timesteps is None
+    pipe.network.asked.clear()
+    pipe(seed=0)
+    assert len(pipe.network.asked) == 4, "the next call runs to its end"
+
+
+@pytest.mark.parametrize("cls", [DDIMScheduler, KarrasVeScheduler])
+def test_callbacks_see_the_runs_schedule(cls):
+    pipe = of_rank("pictures")
+    pipe.scheduler = cls()
+    seen = []
+
+    def look(call, i, t, tensors):
+        scheduler = call.scheduler
+        seen.append((scheduler.step_index, float(scheduler.timesteps[i]), len(scheduler.sigmas), float(t)))
+        return {}
+
+    pipe(seed=0, callback_on_step_end=look)
+    run = pipe.scheduler.plan(4)
+    assert [index for index, *_ in seen] == list(range(1, len(run) + 1))
+    assert all(told == t and sigmas == len(run) + 1 for _, told, sigmas, t in seen)
+    assert pipe.scheduler.step_index is None, "the pipeline's own is as it was"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_is_one_warning_that_names_the_step(caplog, bad):
+    class Spoil(Guider):
+        def after(self, x, step):
+            return x * bad if step.index == 2 else x
+
+    pipe = of_rank("pictures")
+    with caplog.at_level("WARNING", "langevin"):
+        pipe(seed=0, guiders=[Spoil()])
+    assert [record.message for record in caplog.records] == [
+        "x is NaN or infinite from network call 3 of 4 on (Mixed, torch.float32); look at the weights and the inputs."
+    ]
+
+
+def test_seeds_mean_what_they_meant():
+    """``seed=7`` is the noise of ``torch.Generator().manual_seed(7)``, and picture k of a batch has seed 7 + k."""
+    pipe = of_rank("pictures")
+    first = []
+
+    class Look(Guider):
+        def before(self, x, step):
+            first.append(x)
+            return x
+
+    pipe(seed=7, guiders=[Look()])
+    for k in range(2):
+        expected = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(7 + k))
+        assert torch.equal(first[0][k], expected[0])

@@ -15,7 +15,8 @@ class VaeCodec:
     """Pictures to scaled latents and back, through an autoencoder.
 
     The numbers come from the autoencoder's config: ``encode`` gives (z - shift) · scale, ``decode`` takes
-    z / scale + shift (Rombach et al. 2022, 2112.10752, section G; shift is 0 where the config has none).
+    z / scale + shift (Rombach et al. 2022, 2112.10752, section G; shift is 0 where the config has none). The
+    autoencoder works in its own dtype, whatever that of the latents is.
     """
 
     axes = 2
@@ -46,9 +47,10 @@ class VaeCodec:
 
     def posterior(self, pixels: Tensor, noise: Noise | None = None) -> Tensor:
         """Latents as the autoencoder gives them, not scaled: drawn with ``noise``, else the mode."""
-        posterior = self.vae.encode(pixels).latent_dist
+        posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
         return posterior.mode() if noise is None else posterior.mean + posterior.std * noise(posterior.mean)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to ``(batch, 3, height, width)``, about [-1, 1] (not clamped)."""
-        return self.vae.decode(latents / self.scale + self.shift, return_dict=False)[0]
+        latents = (latents / self.scale + self.shift).to(self.vae.dtype)
+        return self.vae.decode(latents, return_dict=False)[0]

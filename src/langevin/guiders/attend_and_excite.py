@@ -93,13 +93,16 @@ class AttendAndExcite(Guider):
         self._tokens = [ks for ks in self._per_prompt for _ in range(setup.pictures)]
         if "encoder_hidden_states" not in setup.branches["positive"]:
             raise ValueError("attend-and-excite needs a text, and this pipeline has none")
-        count = setup.branches["positive"]["encoder_hidden_states"].shape[1]
-        wrong = [k for ks in self._per_prompt for k in ks if not 0 < k < count - 1]
-        if wrong:
-            raise ValueError(
-                f"token_indices has {wrong[0]}; places 1 to {count - 2} can be named: the first and the last of the "
-                f"{count} tokens do not count"
-            )
+        told = setup.branches["positive"]
+        counts = torch.full((setup.shape[0],), told["encoder_hidden_states"].shape[1])
+        counts = told.get("lengths", {}).get("encoder_hidden_states", counts)  # where prompts differ
+        for count, places in zip(counts.tolist(), self._tokens, strict=True):
+            wrong = [k for k in places if not 0 < k < count - 1]
+            if wrong:
+                raise ValueError(
+                    f"token_indices has {wrong[0]}; places 1 to {count - 2} can be named: the first and the last of "
+                    f"the {count} tokens do not count"
+                )
 
     def before(self, x: Tensor, step: Step) -> Tensor:
         done, calls = step.index - step.start, step.total - step.start

@@ -151,9 +151,10 @@ class Setup:
         pixels = pixels.to(self.device, self.dtype)
         if pixels.shape[1] == self.codec.channels:
             return self.rows(pixels)
-        if not sample:
-            return self.rows(self.codec.encode(pixels, None))
-        return self.rows(self.codec.encode(self.rows(pixels) if self.noise.per_picture else pixels, self.noise))
+        if sample:
+            pixels = self.rows(pixels) if self.noise.per_picture else pixels
+        encoded = self.codec.encode(pixels, self.noise if sample else None)
+        return self.rows(encoded.to(self.dtype))
 
     def rows(self, images: Tensor) -> Tensor:
         """Repeat pictures to x's rows. Several, with several pictures of each prompt, are repeated as a whole

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from langevin.guiders.base import Guider, Setup
 from langevin.guiders.step import Step
-from langevin.media.images import VaeImageProcessor, framed
+from langevin.media.images import VaeImageProcessor, framed, pictures
 
 _DOWN, _MID = "down_block_additional_residuals", "mid_block_additional_residual"
 
@@ -156,7 +156,7 @@ def control_pixels(image: Any, height: int | None = None, width: int | None = No
     processor = VaeImageProcessor(
         vae_scale_factor=multiple, vae_latent_channels=0, do_convert_rgb=True, do_normalize=False
     )
-    return processor.preprocess(image, height=height, width=width).float()
+    return processor.preprocess(pictures(image), height=height, width=width).float()
 
 
 def one_per_row(images: Tensor, setup: Setup) -> Tensor:

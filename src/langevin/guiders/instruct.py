@@ -109,4 +109,4 @@ class ImageChannels(Guider):
         pixels = self.image.to(setup.device, setup.dtype)
         codec: Any = setup.codec
         latents = pixels if pixels.shape[1] == codec.channels else codec.posterior(pixels)
-        setup.told.put("channels", _PICTURE, setup.rows(latents))
+        setup.told.put("channels", _PICTURE, setup.rows(latents.to(setup.dtype)))

@@ -8,9 +8,10 @@ from typing import Any
 from langevin.checkpoints.errors import CheckpointError
 from langevin.checkpoints.model_index import CALL_DEFAULTS
 from langevin.pipelines.loading import Loading
+from langevin.pipelines.running import Running
 
 
-class DiffusionPipeline(Loading):
+class DiffusionPipeline(Running, Loading):
     """Base of all pipelines, and the one door to checkpoints: ``from_pretrained`` gives the class that a folder names.
 
     A pipeline is made of parts (networks, a scheduler, a tokenizer, …) and settings. Both are arguments of its

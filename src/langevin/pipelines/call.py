@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from langevin.pipelines.given import Given
 from langevin.pipelines.results import call_settings, check_output_type, deliver
 from langevin.prompts.lengths import by_length, ragged
 from langevin.randomness import noise_for
+
+logger = logging.getLogger(__name__)
 
 
 class Call:
@@ -102,6 +105,7 @@ class Call:
         if latents is not None and tuple(latents.shape) != tuple(shape):
             raise ValueError(f"latents is {tuple(latents.shape)}; {tuple(shape)} is needed for this batch and size")
         device = self.pipeline._execution_device
+        dtype = dtype if dtype is not None else getattr(network, "dtype", torch.float32)
         inputs: list[Input] = []
         setup = Setup(
             run=run,
@@ -116,11 +120,11 @@ class Call:
             noise=self.noise,
             shape=tuple(shape),
             device=device,
-            dtype=dtype if dtype is not None else getattr(network, "dtype", torch.float32),
+            dtype=dtype,
             told=Told(told or {}),
             scheduler=scheduler,
             name=name,
-            latents=None if latents is None else latents.to(device),
+            latents=None if latents is None else _brought(latents, device, dtype),
             **more,
         )
         self.stages.append(setup)
@@ -129,6 +133,7 @@ class Call:
     def denoise(self, setup: Setup) -> Tensor:
         """Let the stage's guiders prepare it, then run the loop with progress bar and callbacks; x at its end."""
         self.__dict__["setup"] = setup
+        self.pipeline.call_begins(self)
         for guider in setup.guiders:
             guider.prepare(setup)
         if setup.x is None:
@@ -145,8 +150,13 @@ class Call:
             if setup.name:
                 bar.set_description(setup.name)
 
+            sums: list[Tensor] = []
+
             def on_step(step: Step, x: Tensor) -> Tensor | None:
+                self.__dict__["step"] = step
                 x = self.callbacks.after_call(self, setup, step, x)
+                if x.is_floating_point():
+                    sums.append(x.sum(dtype=torch.float32))
                 done = step.index - start + 1
                 last = step.index == len(run) - 1  # an adaptive run grows on the way
                 if last or (done > warm_up and done % order == 0):
@@ -154,7 +164,7 @@ class Call:
                     self.callbacks.after_step((step.index - start) // order, step, x)
                 return None if self.interrupt and not last else x
 
-            return denoise(
+            x = denoise(
                 setup.x,
                 run,
                 by_length(setup.denoiser) if ragged(setup.branches) else setup.denoiser,
@@ -165,6 +175,8 @@ class Call:
                 start=start,
                 on_step=on_step,
             )
+        warn_of_nan(sums, setup)
+        return x
 
     def decode(self, setup: Setup, x: Tensor) -> Tensor:
         """What x stands for, ``(batch, channels, height, width)`` in about [-1, 1], as the guiders leave it."""
@@ -229,6 +241,16 @@ class Call:
         return guidance(self.__dict__["setup"], dial) if "setup" in self.__dict__ else []
 
     @property
+    def scheduler(self) -> Any:
+        """The stage's scheduler as its familiar methods would stand after the last network call: ``timesteps``,
+        ``sigmas`` and ``step_index`` are those of this run.
+        """
+        setup, step = self.__dict__.get("setup"), self.__dict__.get("step")
+        if setup is None:
+            return self.pipeline.scheduler
+        return setup.scheduler.showing(setup.run, setup.steps, None if step is None else step.index + 1)
+
+    @property
     def guidance_scale(self) -> float:
         return next((g.scale for g in self._guidance("guidance_scale")), getattr(self.given, "guidance_scale", 1.0))
 
@@ -241,9 +263,25 @@ class Call:
         return max(len(self.setup.run) - self.setup.start, 0)
 
 
+def _brought(latents: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Given latents where they are needed; codes stay whole numbers."""
+    return latents.to(device, dtype if latents.is_floating_point() else None)
+
+
 def _of_row(texts: Any, k: int, count: int) -> Any:
     """The text of picture k of ``count``, where each prompt's are adjacent."""
     return texts[k * len(texts) // count] if isinstance(texts, (list, tuple)) else texts
+
+
+def warn_of_nan(sums: Sequence[Tensor], setup: Setup) -> None:
+    """Say in one warning at which network call x stopped being finite: its picture is black."""
+    bad = [] if not sums else torch.stack(list(sums)).isfinite().logical_not().nonzero().flatten().tolist()
+    if bad:
+        cure = "use float32 or bfloat16" if setup.dtype == torch.float16 else "look at the weights and the inputs"
+        logger.warning(
+            "x is NaN or infinite from network call %d of %d on (%s, %s); %s.",
+            setup.start + bad[0] + 1, len(setup.run), type(setup.network).__name__, setup.dtype, cure,
+        )  # fmt: skip
 
 
 def check_channels(setup: Setup) -> None:

@@ -64,6 +64,18 @@ class FamiliarMethods(ConfigMixin):
         self._step_index = self._begin_index = None
         self.num_inference_steps = num_inference_steps if num_inference_steps is not None else len(run)
 
+    def showing(self, run: Run, steps: int, step_index: int | None = None) -> Any:
+        """A twin whose familiar methods show a run under way: its ``timesteps``, ``sigmas`` and ``step_index``.
+
+        It is to be looked at; its ``step`` would disturb the run.
+        """
+        twin = self._without_run()
+        twin._run, twin.num_inference_steps, twin._step_index = run, steps, step_index
+        twin._timesteps = as_tensor(run.timesteps)
+        if twin.timesteps is None:  # of classes that have such an attribute of their own
+            twin.timesteps = twin._timesteps
+        return twin
+
     def _whole(self) -> Run:
         """The run over all training timesteps, which stands before ``set_timesteps``."""
         return self.plan(timesteps=list(range(len(self) - 1, -1, -1)))

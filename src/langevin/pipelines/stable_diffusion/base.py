@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from langevin.codecs.base import Codec, check_size
@@ -18,7 +17,7 @@ from langevin.codecs.pixels import PlainCodec
 from langevin.codecs.vae import VaeCodec
 from langevin.guiders.base import Guider
 from langevin.guiders.distilled import DistilledGuidance
-from langevin.media.images import VaeImageProcessor
+from langevin.media.images import VaeImageProcessor, pictures
 from langevin.outputs import StableDiffusionPipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call, compose_guiders
@@ -70,7 +69,8 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
             image_encoder=image_encoder,
         )
         self.register_to_config(requires_safety_checker=requires_safety_checker)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        channels = 4 if vae is None else vae.config.latent_channels
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, vae_latent_channels=channels)
 
     @property
     def codec(self) -> Codec:
@@ -108,7 +108,6 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
             run=run,
             steps=None if given.own_schedule else given.num_inference_steps,
             codec=self.codec,
-            dtype=text.dtype,
             latents=given.latents,
             fixed={"cross_attention_kwargs": given.cross_attention_kwargs} if given.cross_attention_kwargs else {},
             encode_text=text.again,
@@ -143,7 +142,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
     def hand_out(self, call: Call, pixels: Tensor) -> Any:
         """Decoded pictures as the call gives them, after the safety checker has seen them."""
         given: Any = call.given
-        flagged = self.flagged(pixels, call.setup.dtype)
+        flagged = self.flagged(pixels)
         if flagged is not None and given.safety_action == "blackout":
             pixels = blacked_out(pixels, flagged)
         return StableDiffusionPipelineOutput(call.deliver(pixels, num_images_per_prompt=None), flagged)
@@ -199,8 +198,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
     @property
     def reader(self) -> TextReader:
         """What turns texts into branches of conditions."""
-        dtype = self.text_encoder.dtype if self.text_encoder is not None else self.unet.dtype
-        return CLIPReader(self.tokenizer, self.text_encoder, device=self._execution_device, dtype=dtype)
+        return CLIPReader(self.tokenizer, self.text_encoder, device=self._execution_device, dtype=self.unet.dtype)
 
     def size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, the model's own where None."""
@@ -221,10 +219,8 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
         """
         if image is None:
             raise ValueError("image is missing; give a PIL image, an array or a tensor in [0, 1], or a list of them")
-        listed = image if isinstance(image, (list, tuple)) else [image]
-        listed = [one.convert("RGB") if isinstance(one, Image.Image) else one for one in listed]  # "L", "RGBA", …
-        whole = listed if isinstance(image, (list, tuple)) else listed[0]
-        return self.image_processor.preprocess(whole, height=height, width=width, **how)
+        images = pictures(image, latent_channels=self.image_processor.config.vae_latent_channels)
+        return self.image_processor.preprocess(images, height=height, width=width, **how)
 
     def size_of(self, pixels: Tensor) -> tuple[int, int]:
         """The height and width of pictures made from these pixels or latents."""
@@ -233,14 +229,14 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
         height, width = pixels.shape[-2:]
         return height * factor, width * factor
 
-    def flagged(self, images: Tensor, dtype: torch.dtype) -> list[bool] | None:
+    def flagged(self, images: Tensor) -> list[bool] | None:
         """What the safety checker says of decoded pictures; None without one."""
         if self.safety_checker is None:
             return None
         pixels = self.feature_extractor(
             self.image_processor.postprocess(images, output_type="pil"), return_tensors="pt"
         ).pixel_values
-        return self.safety_checker.flag(pixels.to(images.device, dtype))
+        return self.safety_checker.flag(pixels.to(images.device, self.safety_checker.dtype))
 
 
 def blacked_out(pixels: Tensor, which: Sequence[bool]) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 from langevin.checks import Range, Share
 from langevin.guiders.base import Setup
 from langevin.guiders.inpaint import Inpaint
-from langevin.media.images import Picture, VaeImageProcessor
+from langevin.media.images import Picture, VaeImageProcessor, masks
+from langevin.media.load import opened
 from langevin.pipelines.callbacks import View, guided
 from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
@@ -68,6 +69,7 @@ class InpaintGiven(TextGiven):
         for name, value in (("image", image), ("mask_image", mask)):
             if not isinstance(value, Image.Image):
                 raise ValueError(f"{name} is a {type(value).__name__}; padding_mask_crop needs a PIL image")
+        image, mask = opened(image), opened(mask, "mask_image")
         if image.size != mask.size:
             raise ValueError(
                 f"image is {image.width} x {image.height}, mask_image {mask.width} x {mask.height}; "
@@ -116,11 +118,12 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
         height, width = size = self.size(given.height, given.width)
         crop: dict[str, Any] = {}
         if given.padding_mask_crop is not None:
-            box = self.mask_processor.get_crop_region(given.mask_image, width, height, pad=given.padding_mask_crop)
+            (mask,) = masks([given.mask_image])
+            box = self.mask_processor.get_crop_region(mask, width, height, pad=given.padding_mask_crop)
             crop = {"crops_coords": box, "resize_mode": "fill"}
         guider = InpaintAsPublished(
             self.pixels(given.image, height, width, **crop),
-            self.mask_processor.preprocess(given.mask_image, height=height, width=width, **crop),
+            self.mask_processor.preprocess(masks(given.mask_image), height=height, width=width, **crop),
             given.strength,
             given.masked_image_latents,
             given.keep_outside,
@@ -128,7 +131,7 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
         guider.shared_draws = given.generator is not None
         guider.show_masked = given.callback_on_step_end is not None
         if crop:  # all that knows places is cut alike
-            frame = crop["crops_coords"], given.image.size
+            frame = crop["crops_coords"], opened(given.image).size
             lists = {name: [one.within(*frame) for one in getattr(given, name)] for name in ("control", "guiders")}
             given = given.changed(**lists)
         made = self.generate(given, [guider], size)
@@ -138,7 +141,8 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
 
     def _laid_over(self, given: InpaintGiven, made: Picture, box: tuple[int, int, int, int]) -> Picture:
         """What was made of a box, in the whole picture."""
-        whole = self.image_processor.apply_overlay(given.mask_image, given.image, made, box)
+        (mask,) = masks([given.mask_image])
+        whole = self.image_processor.apply_overlay(mask, opened(given.image), made, box)
         return Picture(whole, made.settings)
 
 
@@ -160,7 +164,7 @@ class InpaintAsPublished(Inpaint):
         if not self.shared_draws or not isinstance(generators, Sequence) or pixels.shape[1] == setup.codec.channels:
             return super().encoded(setup, pixels)
         drawing = Noise(generators[: len(pixels)])
-        return setup.rows(setup.codec.encode(pixels.to(setup.device, setup.dtype), drawing))
+        return setup.rows(setup.codec.encode(pixels.to(setup.device, setup.dtype), drawing).to(setup.dtype))
 
     def masked(self, setup: Setup, needed: bool) -> Tensor | None:
         masked = super().masked(setup, needed or self.show_masked)

@@ -92,7 +92,7 @@ class StableDiffusionPipelineSafe(StableDiffusionBase):
 
     def hand_out(self, call: Call, pixels: Tensor) -> StableDiffusionSafePipelineOutput:
         given: Any = call.given
-        flags, unsafe = self.flagged(pixels, call.setup.dtype), None
+        flags, unsafe = self.flagged(pixels), None
         if flags is not None and any(flags):
             unsafe = call.deliver(blacked_out(pixels, [not flagged for flagged in flags]))
             pixels = pixels if given.safety_action == "flag" else blacked_out(pixels, flags)
