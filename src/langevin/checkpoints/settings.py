@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ def fits(value: Any, hint: Any) -> bool:
         return all(fits(one, inner[0]) for one in value)
     if getattr(hint, "__name__", "") == "ndarray":
         return fits(value, list[float])
-    return True
+    # functions and other objects with a config are nothing that JSON can hold
+    return not (origin is Callable or hasattr(hint, "config_name"))
 
 
 def _largest(value: Any) -> int:

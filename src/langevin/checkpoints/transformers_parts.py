@@ -172,6 +172,36 @@ def _model(cls: Any, folder: Path, what: str, files: list[Path], dtype: torch.dt
     return made.eval()
 
 
+_OLD_NAMES = {
+    "CLIPTextModel": ("", "text_model."),
+    "CLIPVisionModel": ("", "vision_model."),
+    "StableDiffusionSafetyChecker": ("vision_model.", "vision_model.vision_model."),
+}
+"""How keys of these networks begin under transformers 5, and how they began under 4: the names that every version, and
+the reference library, reads."""
+
+
+def save(part: Any, folder: Path, **options: Any) -> None:
+    """Write a part into a folder, its weights under the names that all versions of transformers read.
+
+    Args:
+        part: a network, tokenizer or processor of transformers.
+        folder: where to.
+        options: of the part's own ``save_pretrained``.
+    """
+    with quiet():
+        part.save_pretrained(folder, **options)
+    now, then = _OLD_NAMES.get(type(part).__name__, ("", ""))
+
+    def renamed(key: str) -> str:
+        return then + key.removeprefix(now) if key.startswith(now) and not key.startswith(then) else key
+
+    for file in sorted(folder.iterdir()) if then else ():
+        kind = weights_kind(file.name)
+        if kind is not None and not file.name.endswith(".bin"):
+            weights.rename_keys(file, renamed)
+
+
 _WRAPPERS = ("text_model", "vision_model")
 """Modules that transformers 4 has around a model's layers and transformers 5 has not: weights are called
 ``text_model.embeddings.…`` in files of the one and ``embeddings.…`` in files of the other."""

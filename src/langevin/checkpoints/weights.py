@@ -7,7 +7,8 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def shards(index: Path, folder: Path, root: Path) -> list[Path]:
         raise CheckpointError(f"{index} has no weight_map from keys to file names; it is no shard index.")
     at = str(folder.relative_to(root))
     for name in sorted(set(entries.values())):
-        if Path(name).name != name or "\\" in name:
+        if not name or Path(name).name != name or "\\" in name:
             raise CheckpointError(f"{index} names the shard {name!r}, which leads out of its folder; it is not opened.")
         if "\0" in name or len(os.fsencode(name)) > 255:
             raise CheckpointError(f"{index} names a shard {name[:60]!r}…, which can be no file's name; fetch it again.")
@@ -238,9 +239,7 @@ class Measured(TorchFunctionMode):
             told = {key: value for key, value in kwargs.items() if key not in ("generator", "out", "pin_memory")}
             self.elements -= func(*args, **{**told, "device": "meta"}).numel()
         if self.tensors < 0 or self.elements < 0:
-            raise CheckpointError(
-                f"it describes a far larger network than that of the file, which has {self.held} weights"
-            )
+            raise ValueError(f"it describes a far larger network than that of the file ({self.held} weights)")
 
 
 def room(held: Mapping[str, Tensor]) -> int:
@@ -360,13 +359,7 @@ def write(
     else:
         names = [f"{STEM}{mark}-{k:05d}-of-{len(shards):05d}.{form}" for k in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        ready = _separate(shard)
-        if safe_serialization:
-            from safetensors.torch import save_file
-
-            save_file(ready, folder / name, metadata={"format": "pt"})
-        else:
-            torch.save(ready, folder / name)
+        _write_file(_separate(shard), folder / name, safe_serialization)
     if len(shards) > 1:
         total = sum(t.numel() * t.element_size() for shard in shards for t in shard.values())
         places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
@@ -374,6 +367,37 @@ def write(
         names.append(f"{STEM}.{form}.index{mark}.json")
         (folder / names[-1]).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return [folder / name for name in names]
+
+
+def _write_file(tensors: dict[str, Tensor], path: Path, safe_serialization: bool) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        if safe_serialization:
+            save_file(tensors, path, metadata={"format": "pt"})
+        else:
+            torch.save(tensors, path)
+    except (SafetensorError, RuntimeError, OSError) as error:  # no room left: each writer has its own word for it
+        raise CheckpointError(f"Cannot write {path}: {first_line(error)}.") from None
+
+
+def rename_keys(file: Path, renamed: Callable[[str], str]) -> None:
+    """Give the weights in a safetensors file, or a shard index, other names, in place."""
+    if file.suffix == ".json":
+        index = read_json(file)
+        index["weight_map"] = {renamed(key): name for key, name in sorted(index["weight_map"].items())}
+        file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return
+    passing = file.with_name(file.name + ".renamed")
+    with file.open("rb") as old, passing.open("wb") as new:
+        header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
+        header = {key if key == "__metadata__" else renamed(key): entry for key, entry in header.items()}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
+        new.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(old, new)
+    os.replace(passing, file)
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import secrets
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from langevin.checkpoints.saving import clear_leftovers, held, staging_name
 from langevin.media.settings import (
     EXIF_IFD,
     MAKER,
@@ -26,13 +27,15 @@ from langevin.media.settings import (
 )
 
 _EXIF_LIMIT = 65_000  # bytes in one JPEG segment, with room for the frame around them
+_cleared: set[str] = set()  # folders from which this process has removed what killed ones left
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """A file that appears at ``path``, whole, when the block ends without error; otherwise nothing changes.
 
-    It is written beside ``path`` under a hidden name and moved over. A symlink stays one and its target is
+    It is written beside ``path`` under a hidden name and moved over. What a killed process left under such a name is
+    removed by the next process that saves into the folder. A symlink stays one and its target is
     replaced; the old file's permissions are kept.
     """
     target = os.path.realpath(os.fspath(path))
@@ -45,10 +48,12 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         with open(target, "wb") as file:
             yield file
         return
-    suffix = os.path.splitext(name)[1]
-    passing = os.path.join(folder, f".{name[:40]}.{secrets.token_hex(6)}{suffix}")
+    if folder not in _cleared:  # once: a folder may hold very many pictures
+        _cleared.add(folder)
+        clear_leftovers(Path(folder))
+    passing = os.path.join(folder, staging_name(name))
     try:
-        with open(passing, "x+b") as file:
+        with open(passing, "x+b") as file, held(file.fileno()):
             yield file
             file.flush()
             os.fsync(file.fileno())
