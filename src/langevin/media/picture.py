@@ -53,10 +53,10 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         clear_leftovers(Path(folder))
     passing = os.path.join(folder, staging_name(name))
     try:
-        with open(passing, "x+b") as file, held(file.fileno()):
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        with open(passing, "x+b") as fresh, held(fresh.fileno()):
+            yield fresh
+            fresh.flush()
+            os.fsync(fresh.fileno())
         if os.path.exists(target):
             with contextlib.suppress(OSError):
                 os.chmod(passing, os.stat(target).st_mode & 0o7777)
