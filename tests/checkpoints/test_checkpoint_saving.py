@@ -297,3 +297,110 @@ def test_weights_are_not_changed_under_a_network_that_was_read_from_them(folder)
 )
 def test_weight_files_are_known_by_name(name, kind):
     assert saving.weights_kind(name) == kind
+
+
+# -- what others do meanwhile
+
+
+@pytest.mark.parametrize("moment", ["_fsync_tree", "_exchange"])
+@pytest.mark.parametrize("how", ["replaced", "written", "removed"])
+def test_what_somebody_does_to_a_file_while_a_save_runs_holds(folder, monkeypatch, moment, how):
+    real = getattr(saving, moment)
+    mine = folder / "notes/mine.txt"
+
+    def late(*args):
+        if mine.parent.exists():
+            if how == "replaced":
+                (folder.parent / "draft").write_text("new words")
+                os.replace(folder.parent / "draft", mine)
+            elif how == "written":
+                mine.write_text("new words")
+            else:
+                mine.unlink(missing_ok=True)
+        return real(*args)
+
+    monkeypatch.setattr(saving, moment, late)
+    NEW.save_pretrained(folder)
+    if how == "removed":
+        assert not mine.exists()
+    else:
+        assert mine.read_text() == "new words"
+    assert same(NEW, Net.from_pretrained(folder))
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def in_a_process_that_may_write(most: int, act) -> str:
+    """What ``act()`` raises, as text, in a child whose files may have ``most`` bytes: as on a full disk."""
+    resource = pytest.importorskip("resource")
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        try:
+            act()
+            said = "nothing"
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(write, said.encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as file:
+        return file.read()
+
+
+@pytest.mark.parametrize("safe_serialization", [True, False])
+@pytest.mark.parametrize("most", [0, 100, 1000])
+def test_where_there_is_no_room_the_old_content_stays_and_nothing_else(folder, most, safe_serialization):
+    before = {name: (folder / name).read_bytes() for name in names(folder)}
+    said = in_a_process_that_may_write(most, lambda: NEW.save_pretrained(folder, safe_serialization=safe_serialization))
+    assert said.startswith("CheckpointError: Cannot write ")
+    assert "\n" not in said
+    assert str(folder.parent) in said
+    assert {name: (folder / name).read_bytes() for name in names(folder)} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_config_alone_is_whole_on_a_full_disk_too(tmp_path):
+    OLD.save_config(tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    for act in (lambda: NEW.save_config(tmp_path), lambda: NEW.to_json_file(tmp_path / "config.json")):
+        assert in_a_process_that_may_write(10, act).startswith(f"CheckpointError: Cannot write {tmp_path}/config.json")
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_staging_folders_of_processes_that_cannot_be_seen_from_here_are_left_alone(folder):
+    """A process in another container has a number that means nothing here; it holds a lock."""
+    fcntl = pytest.importorskip("fcntl")
+    elsewhere, dead = (folder.parent / f".model.saving-{os.uname().nodename}-999999999-{k}0000000" for k in (1, 2))
+    elsewhere.mkdir()
+    dead.mkdir()
+    (dead / "part").write_text("x")
+    handle = os.open(elsewhere, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        NEW.save_pretrained(folder)
+        assert elsewhere.exists()
+        assert not dead.exists()
+    finally:
+        os.close(handle)
+    NEW.save_pretrained(folder)
+    assert not elsewhere.exists()
+
+
+def test_a_save_under_way_holds_its_staging_folder(folder):
+    with saving.new_version(folder) as staging:
+        assert saving._is_held(staging)
+    assert checked(folder) == "old"
+
+
+def test_single_files_that_a_killed_process_left_are_cleared(tmp_path):
+    NEW.save_config(tmp_path)
+    left = tmp_path / f".config.json.saving-{os.uname().nodename}-999999999-00000000"
+    left.write_text("{")
+    other = tmp_path / f".other.json.saving-{os.uname().nodename}-999999999-00000000"
+    other.write_text("{")
+    NEW.save_config(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "config.json"]

@@ -4,6 +4,7 @@ import copy
 import io
 import os
 import pickle
+import socket
 import stat
 import threading
 
@@ -222,3 +223,14 @@ def test_atomic_file_with_a_very_long_name(tmp_path):
     with atomic_file(tmp_path / ("x" * 250 + ".png")) as file:
         file.write(b"whole")
     assert len(names(tmp_path)) == 1
+
+
+def test_what_a_killed_process_left_is_cleared_and_what_a_living_one_writes_is_not(tmp_path):
+    host = socket.gethostname()
+    dead = tmp_path / f".old.png.saving-{host}-999999999-0123abcd"
+    alive = tmp_path / f".new.png.saving-{host}-{os.getpid()}-0123abcd"
+    for path in (dead, alive):
+        path.write_bytes(b"half")
+    with atomic_file(tmp_path / "x.png") as file:
+        file.write(b"whole")
+    assert names(tmp_path) == sorted([alive.name, "x.png"])

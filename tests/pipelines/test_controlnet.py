@@ -11,6 +11,7 @@ import torch
 
 import langevin
 from langevin import Control, DiffusionPipeline, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from langevin.checkpoints import model_index
 from langevin.checkpoints.errors import CheckpointError
 from tests.helpers import in_threads
 from tests.pipelines.control_checks import controlnets, several
@@ -180,7 +181,7 @@ def test_several_networks_are_saved_in_the_form_asked_for_and_fetched_from_the_h
     files = [str(f.relative_to(tmp_path / "saved")) for f in (tmp_path / "saved").rglob("*") if f.is_file()]
     nets = {f"controlnet{k}/diffusion_pytorch_model.half.safetensors" for k in ("", "_1")}
     assert nets <= set(files)
-    fetched = ours._files_needed(None, set(), "half", None, files, lambda name: tmp_path / "saved" / name)
+    fetched = model_index.files_needed(None, set(), "half", None, files, lambda name: tmp_path / "saved" / name)
     assert nets <= set(fetched)
 
 

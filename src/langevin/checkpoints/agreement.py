@@ -23,14 +23,16 @@ def check(parts: Mapping[str, Any], root: Path) -> None:
     unet, vae, text, tokenizer = (parts.get(name) for name in ("unet", "vae", "text_encoder", "tokenizer"))
     width, states = _number(unet, "cross_attention_dim"), _number(text, "hidden_size")
     projected = _setting(unet, "encoder_hid_dim_type") is not None or _setting(unet, "encoder_hid_dim") is not None
-    is_clip = type(text).__name__ == "CLIPTextModel"  # others hand over something else than their hidden states
-    if is_clip and not projected and width and states and width != states:
+    # others hand over something else than their hidden states, two encoders the states of both
+    alone = type(text).__name__ == "CLIPTextModel" and parts.get("text_encoder_2") is None
+    if alone and not projected and width and states and width != states:
         raise CheckpointError(
             f"The parts of {root} do not belong together: the unet reads texts of width {width} (cross_attention_dim), "
             f"the text_encoder gives {states} (hidden_size); use the text encoder that the unet was trained with."
         )
     painted, latents = _number(unet, "out_channels"), _number(vae, "latent_channels")
-    if painted and latents and painted not in (latents, 2 * latents):
+    # one channel more is a variance for all (the latent upscaler), twice as many are variances of each
+    if painted and latents and painted not in (latents, latents + 1, 2 * latents):
         raise CheckpointError(
             f"The parts of {root} do not belong together: the unet paints {painted} channels (out_channels), the vae "
             f"reads {latents} (latent_channels); use the vae that the unet was trained with."

@@ -98,7 +98,7 @@ class ConfigMixin:
             config = dict(source)
         else:
             path = Path(source)
-            if not path.is_file():
+            if not _is_file(path):
                 folder = folders.resolve(source, choose=folders.only(cls.config_name, subfolder), **hub)
                 commit = folders.commit_of(folder)
                 path = folders.inside(folder, subfolder, cls.config_name)
@@ -224,8 +224,8 @@ class ConfigMixin:
         return config_text(type(self).__name__, self.config)
 
     def to_json_file(self, path: str | os.PathLike) -> None:
-        """Write :meth:`to_json_string` into a file."""
-        Path(path).write_text(self.to_json_string(), encoding="utf-8")
+        """Write :meth:`to_json_string` into a file, which is replaced in one move."""
+        saving.replace_file(Path(path), self.to_json_string().encode())
 
     def __getattr__(self, name: str) -> Any:
         # unet.in_channels was once how settings were read; config.in_channels is now
@@ -238,6 +238,14 @@ class ConfigMixin:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; False for what can be no path at all, which is told elsewhere."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def config_text(class_name: str, entries: Mapping[str, Any]) -> str:

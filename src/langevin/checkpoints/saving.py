@@ -17,6 +17,11 @@ from typing import Any
 
 from langevin.checkpoints.errors import CheckpointError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _SAVING = re.compile(r"\.(?P<name>.+)\.saving-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
 _STEM = r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)"
 _WEIGHTS = re.compile(_STEM + r"(\.(?P<v1>[\w-]+?))?(-\d+-of-\d+)?(\.(?P<v2>\w+))?\.(safetensors|bin)")
@@ -40,21 +45,63 @@ def make_folder(path: str | os.PathLike) -> Path:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file such that under its name there is always the whole old or the whole new content."""
+    """Write a file such that under its name there is always the whole old or the whole new content.
+
+    Raises:
+        CheckpointError: it cannot be written (no room, no permission); what was there is still there.
+    """
     if _is_staged(path):
-        path.write_bytes(content)
+        with _told(path):
+            path.write_bytes(content)
         return
-    staging = path.with_name(_staging_name(path.name))
+    clear_leftovers(path.parent, path.name)
+    staging = path.with_name(staging_name(path.name))
     try:
-        with staging.open("wb") as file:
+        with _told(path), staging.open("wb") as file, held(file.fileno()):
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(staging, path)
-    except OSError as error:
+            os.replace(staging, path)
+    finally:
         staging.unlink(missing_ok=True)
-        raise CheckpointError(f"Cannot write {path}: {error.strerror}.") from None
     _fsync(path.parent)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Inside, what the system refuses is told as a CheckpointError that names ``path``, or the file that it names."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+        raise CheckpointError(
+            f"Cannot write {path}: {error.strerror or error}{where}; what was there is untouched."
+        ) from None
+
+
+@contextlib.contextmanager
+def held(handle: int) -> Iterator[None]:
+    """Lock an open file or folder: a sign of life that processes see which cannot see this one (in containers)."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield
+
+
+@contextlib.contextmanager
+def _held_folder(folder: Path) -> Iterator[None]:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # folders cannot be opened everywhere
+        yield
+        return
+    try:
+        with held(handle):
+            yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -81,22 +128,24 @@ def new_version(path: str | os.PathLike) -> Iterator[Path]:
         yield make_folder(target)
         return
     whole = _can_be_exchanged(target)
-    staging = (target.parent if whole else target) / _staging_name(target.name)
-    _clear_leftovers(staging.parent, target.name)
+    staging = (target.parent if whole else target) / staging_name(target.name)
+    clear_leftovers(staging.parent, target.name)
     try:
         staging.mkdir()
     except OSError as error:
         raise CheckpointError(f"Cannot save into {target}: {error.strerror} for {staging.parent}.") from None
     try:
-        yield staging
-        _make_readable(staging)
-        fresh = set(_files(staging))
-        if whole and target.exists():
-            _carry_over(target, staging, fresh)
-            shutil.copymode(target, staging)
-        _fsync_tree(staging)
-        if not (whole and _move_in(staging, target, fresh)):
-            _replace_each(staging, target, fresh)
+        with _told(target), _held_folder(staging):
+            yield staging
+            _make_readable(staging)
+            fresh = set(_files(staging))
+            _fsync_tree(staging)  # takes long; what follows is short, so that little can happen in between
+            carried: set[Path] = set()
+            if whole and target.exists():
+                carried = _carry_over(target, staging, fresh)
+                shutil.copymode(target, staging)
+            if not (whole and _move_in(staging, target, fresh, carried)):
+                _replace_each(staging, target, fresh)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -117,8 +166,14 @@ def _is_staged(path: Path) -> bool:
     return any(_SAVING.fullmatch(parent.name) for parent in path.parents)
 
 
-def _staging_name(name: str) -> str:
-    return f".{name}.saving-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+def staging_name(name: str) -> str:
+    """A hidden name to write under what will be called ``name``. It says which process on which machine writes."""
+    return f".{_cut(name)}.saving-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _cut(name: str) -> str:
+    """So much of a name that the staging name is not too long for a file system (255 bytes)."""
+    return os.fsencode(name)[:120].decode("utf-8", "ignore")
 
 
 def _can_be_exchanged(target: Path) -> bool:
@@ -131,7 +186,7 @@ def _can_be_exchanged(target: Path) -> bool:
     return not target.is_mount()
 
 
-def _move_in(staging: Path, target: Path, fresh: set[Path]) -> bool:
+def _move_in(staging: Path, target: Path, fresh: set[Path], carried: set[Path]) -> bool:
     """Put the new folder in place of the old, and the old in place of the new. False where that cannot be done."""
     if not target.exists():
         with contextlib.suppress(OSError):  # somebody has made it in the meantime
@@ -141,8 +196,24 @@ def _move_in(staging: Path, target: Path, fresh: set[Path]) -> bool:
     if not _exchange(staging, target):
         return False
     _fsync(target.parent)
-    _carry_over(staging, target, fresh)  # what other processes added while the new version was written
+    _catch_up(staging, target, carried)  # what others changed or removed while the new version was written
+    _carry_over(staging, target, fresh)  # what they added
     return True
+
+
+def _catch_up(old: Path, new: Path, carried: set[Path]) -> None:
+    """Have the files that were linked into ``new`` be those that ``old`` had in the end."""
+    for rel in carried:
+        source, destination = old / rel, new / rel
+        try:
+            if os.path.samestat(source.lstat(), destination.lstat()):
+                continue
+            passing = destination.with_name(staging_name(destination.name))
+            _link(source, passing)
+            os.replace(passing, destination)
+        except FileNotFoundError:
+            if not os.path.lexists(source):
+                destination.unlink(missing_ok=True)
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -169,29 +240,40 @@ def _replace_each(staging: Path, target: Path, fresh: set[Path]) -> None:
     _fsync_tree(target)
 
 
-def _carry_over(old: Path, new: Path, fresh: set[Path]) -> None:
-    """Link the files of ``old`` into ``new``, except those that ``fresh`` (what was written) replaces."""
+def _carry_over(old: Path, new: Path, fresh: set[Path]) -> set[Path]:
+    """Link the files of ``old`` into ``new``, except those that ``fresh`` (what was written) replaces.
+
+    Returns:
+        Which files were linked.
+    """
+    linked = set()
     for rel in _files(old):
         source, destination = old / rel, new / rel
         if os.path.lexists(destination) or _is_stale(rel, fresh):
             continue
         destination.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_symlink():
-            destination.symlink_to(os.readlink(source))
-            continue
-        try:
-            os.link(source, destination)
-        except FileNotFoundError:  # its owner has removed it in the meantime
-            continue
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.ENOSYS, errno.EACCES):
-                raise
-            shutil.copy2(source, destination)
+        with contextlib.suppress(FileNotFoundError):  # its owner has removed it in the meantime
+            _link(source, destination)
+            linked.add(rel)
     for folder, names, _ in os.walk(old):
         for name in names:
             empty = Path(folder) / name
             if not _SAVING.fullmatch(name) and not empty.is_symlink():
                 (new / empty.relative_to(old)).mkdir(exist_ok=True, parents=True)
+    return linked
+
+
+def _link(source: Path, destination: Path) -> None:
+    """Have a second name for a file; a copy where the file system has no such thing."""
+    if source.is_symlink():
+        destination.symlink_to(os.readlink(source))
+        return
+    try:
+        os.link(source, destination)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.ENOSYS, errno.EACCES):
+            raise
+        shutil.copy2(source, destination)
 
 
 def _files(root: Path) -> list[Path]:
@@ -227,18 +309,43 @@ def weights_kind(name: str) -> tuple[str, str | None] | None:
     return family, match["v1"] or match["v2"]
 
 
-def _clear_leftovers(parent: Path, name: str) -> None:
-    """Remove the staging folders of processes on this machine that are no more."""
+def clear_leftovers(parent: Path, name: str | None = None) -> None:
+    """Remove staging files and folders of processes on this machine that are no more.
+
+    Args:
+        parent: where they lie.
+        name: of what was written; anything where None.
+    """
     for path in parent.glob(".*.saving-*"):
         match = _SAVING.fullmatch(path.name)
-        if not match or match["name"] != name or match["host"] != socket.gethostname():
+        if not match or match["host"] != socket.gethostname() or (name and match["name"] != _cut(name)):
             continue
         try:
             os.kill(int(match["pid"]), 0)
         except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        except OSError:
+            if not _is_held(path):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        except (OSError, OverflowError):
             pass
+
+
+def _is_held(path: Path) -> bool:
+    """Whether some living process writes there: one whose number means nothing here, in another container."""
+    if fcntl is None:
+        return False
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
 
 
 def _fsync(path: Path) -> None:

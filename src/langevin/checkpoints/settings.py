@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +33,30 @@ def check(cls: type, config: Mapping[str, Any], file: Path | str) -> None:
     Raises:
         CheckpointError: a setting is of another type, or too large; the message names file and setting.
     """
+    for name, (hint, default) in _hints(cls).items():
+        if name not in config:
+            continue
+        value = config[name]
+        if value is None and default in (None, False):
+            continue
+        if not fits(value, hint):
+            wanted = _described(hint)
+            raise CheckpointError(f"{file} has {_short(value)} for {name!r}, where {wanted} is needed; correct it.")
+        most = LARGEST_OF.get(name, LARGEST)
+        if _largest(value) > most:
+            raise CheckpointError(f"{file} has {_short(value)} for {name!r}; {most:,} is the most; correct it.")
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, tuple[Any, Any]]:
+    """Annotation and default of each of a constructor's arguments that are annotated."""
     init: Any = cls.__init__  # type: ignore[misc]
     try:
         hints = typing.get_type_hints(init)
     except Exception:  # annotations of somebody's own class that cannot be evaluated
         hints = {}
-    for name, parameter in inspect.signature(init).parameters.items():
-        if name not in config or name not in hints:
-            continue
-        value = config[name]
-        if value is None and parameter.default in (None, False):
-            continue
-        if not fits(value, hints[name]):
-            wanted = _described(hints[name])
-            raise CheckpointError(f"{file} has {_short(value)} for {name!r}, where {wanted} is needed; correct it.")
-        most = LARGEST_OF.get(name, LARGEST)
-        if _largest(value) > most:
-            raise CheckpointError(f"{file} has {_short(value)} for {name!r}; {most:,} is the most; correct it.")
+    parameters = inspect.signature(init).parameters.items()
+    return {name: (hints[name], parameter.default) for name, parameter in parameters if name in hints}
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -76,7 +84,8 @@ def fits(value: Any, hint: Any) -> bool:
         return all(fits(one, inner[0]) for one in value)
     if getattr(hint, "__name__", "") == "ndarray":
         return fits(value, list[float])
-    return True
+    # functions and other objects with a config are nothing that JSON can hold
+    return not (origin is Callable or hasattr(hint, "config_name"))
 
 
 def _largest(value: Any) -> int:

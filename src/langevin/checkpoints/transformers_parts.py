@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,7 @@ def load(
         return _model(cls, folder, what, files, dtype, disable_mmap)
     if vocabulary := getattr(cls, "vocab_files_names", None):
         _check_tokenizer(folder, what, vocabulary)
+        cls = _reader_of(cls, folder, vocabulary)
     with _reading(what):
         made = cls.from_pretrained(str(folder), local_files_only=True)  # type: ignore[attr-defined]
         if vocabulary:
@@ -147,29 +148,68 @@ def _try_out(tokenizer: Any, what: str) -> None:
 
 def _model(cls: Any, folder: Path, what: str, files: list[Path], dtype: torch.dtype | None, disable_mmap: bool) -> Any:
     """A network of transformers, with the weights in ``files``, under whatever version's names they are there."""
-    held = weights.outline(files)
-    with _reading(what), weights.Measured(held, fast=False):
+    held = weights.opened(files)
+    with _reading(what):
         config = cls.config_class.from_pretrained(str(folder), local_files_only=True)
-        with torch.device("meta"):
-            wanted = cls(config).state_dict()
-        renamed = _present_names(cls, held, wanted)
-        _compare({renamed[key]: tensor for key, tensor in held.items()}, wanted, what)
-        tensors = {renamed[key]: tensor for key, tensor in weights.read(files, dtype, copy=disable_mmap).items()}
-        options = {"dtype": dtype or "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
-        made, info = cls.from_pretrained(None, config=config, state_dict=tensors, **options)
+        with weights.Measured(held):
+            made = cls(config)
+        renamed = _present_names(cls, held, made.state_dict())
+        present = {renamed[key]: tensor for key, tensor in held.items()}
+        missing = weights.compare(made, present, what)["missing_keys"]
+        copy = disable_mmap or not weights.may_stay(files)
+        config._name_or_path = str(folder)
+        if dtype is not None and not missing and not _is_particular(made):
+            weights.assign(made, weights.converted(present, dtype, copy=copy), what)
+            made.tie_weights()
+            made.config.dtype = dtype
+            return made.eval()
+        options = {"dtype": dtype or "auto", "output_loading_info": True}
+        with weights.Measured(held, fast=False):
+            tensors = weights.converted(present, copy=copy)  # which of them stay in float32 is not known here
+            made, info = cls.from_pretrained(None, config=config, state_dict=tensors, **options)
     missing = sorted(info["missing_keys"])
-    if len(missing) >= len(dict(made.named_parameters())):
-        raise CheckpointError(
-            f"{what} has none of the weights that a {cls.__name__} needs ({missing[0]}, …); its file begins with "
-            f"{next(iter(held), 'nothing')!r} and belongs to another model."
-        )
-    if info["mismatched_keys"]:
-        key, found, shape = sorted(info["mismatched_keys"])[0]
-        raise CheckpointError(f"{what}: {key} has shape {tuple(found)}, but the config wants {tuple(shape)}.")
     if missing:
         some = ", ".join(missing[:5]) + ", …" * (len(missing) > 5)
         logger.warning("%s lacks %d weights, which start from random numbers: %s.", what, len(missing), some)
     return made.eval()
+
+
+def _is_particular(model: Any) -> bool:
+    """Whether only transformers itself knows how to fill a network: some layers keep to float32, or buffers that are in
+    no file depend on the dtype."""
+    kept = {*model.state_dict()}
+    own = any(tensor.is_floating_point() and name not in kept for name, tensor in model.named_buffers())
+    return own or any(getattr(model, f"_keep_in_fp32_modules{more}", None) for more in ("", "_strict"))
+
+
+_OLD_NAMES = {
+    "CLIPTextModel": ("", "text_model."),
+    "CLIPVisionModel": ("", "vision_model."),
+    "StableDiffusionSafetyChecker": ("vision_model.", "vision_model.vision_model."),
+}
+"""How keys of these networks begin under transformers 5, and how they began under 4: the names that every version, and
+the reference library, reads."""
+
+
+def save(part: Any, folder: Path, **options: Any) -> None:
+    """Write a part into a folder, its weights under the names that all versions of transformers read.
+
+    Args:
+        part: a network, tokenizer or processor of transformers.
+        folder: where to.
+        options: of the part's own ``save_pretrained``.
+    """
+    with quiet():
+        part.save_pretrained(folder, **options)
+    now, then = _OLD_NAMES.get(type(part).__name__, ("", ""))
+
+    def renamed(key: str) -> str:
+        return then + key.removeprefix(now) if key.startswith(now) and not key.startswith(then) else key
+
+    for file in sorted(folder.iterdir()) if then else ():
+        kind = weights_kind(file.name)
+        if kind is not None and not file.name.endswith(".bin"):
+            weights.rename_keys(file, renamed)
 
 
 _WRAPPERS = ("text_model", "vision_model")
@@ -177,34 +217,20 @@ _WRAPPERS = ("text_model", "vision_model")
 ``text_model.embeddings.…`` in files of the one and ``embeddings.…`` in files of the other."""
 
 
-def _present_names(cls: type, held: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
+def _present_names(cls: Any, held: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
     """For each key of a file, what the network of the version that is installed calls it; itself where unknown."""
     exact = {*wanted}
     # a file of both of CLIP's models has the words' under text_model and the pictures' under vision_model
-    own = [word for word in _WRAPPERS if word.split("_")[0] in cls.__name__.lower()] or _WRAPPERS
+    own = [word for word in _WRAPPERS if word.split("_")[0] in cls.__name__.lower()] or list(_WRAPPERS)
 
     def bare(key: str) -> str:
-        return ".".join(word for word in key.split(".") if word not in own)
+        inner = key.removeprefix(f"{cls.base_model_prefix}.")  # which a file of a model with a head has
+        return ".".join(word for word in inner.split(".") if word not in own)
 
     places = {bare(key): key for key in exact}
     names = {key: key if key in exact else places.get(bare(key), key) for key in held}
     taken = Counter(names.values())
     return {key: name if taken[name] == 1 else key for key, name in names.items()}
-
-
-def _compare(held: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], what: str) -> None:
-    """Refuse weights of other shapes or kinds than the network's, before any is read."""
-    for key, tensor in wanted.items():
-        found = held.get(key, tensor)
-        if tuple(found.shape) != tuple(tensor.shape):
-            shapes = f"has shape {tuple(found.shape)}, but the config wants {tuple(tensor.shape)}"
-            raise CheckpointError(f"{what}: {key} {shapes}; config and weights do not belong together.")
-        if tensor.is_floating_point() and not found.is_floating_point():
-            kind = str(found.dtype).removeprefix("torch.")
-            raise CheckpointError(f"{what}: {key} holds {kind} numbers, where floating-point ones are needed.")
-    absent = sum(tensor.numel() for key, tensor in wanted.items() if key not in held)
-    if absent > weights.room(held):
-        raise CheckpointError(f"{what} lacks most of the weights that its config describes; it is incomplete.")
 
 
 def _weight_files(folder: Path, root: Path, what: str, variant: str | None, use_safetensors: bool | None) -> list[Path]:
@@ -235,6 +261,15 @@ def _check_tokenizer(folder: Path, what: str, vocabulary: dict[str, str]) -> Non
     lacking = [name for name in parts if not (folder / name).is_file()]
     if not (folder / whole).is_file() and (lacking or not parts):
         raise CheckpointError(f"{what} has neither {whole} nor {' and '.join(parts) or 'a vocabulary'}.")
+
+
+def _reader_of(cls: type, folder: Path, vocabulary: dict[str, str]) -> type:
+    """The class that reads the files a tokenizer has: transformers 4 has another one for ``tokenizer.json`` alone."""
+    import transformers
+
+    if "tokenizer_file" in vocabulary or all((folder / name).is_file() for name in vocabulary.values()):
+        return cls
+    return getattr(transformers, f"{cls.__name__}Fast", cls)
 
 
 def _leaves(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:

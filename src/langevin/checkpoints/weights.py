@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +104,7 @@ def shards(index: Path, folder: Path, root: Path) -> list[Path]:
         raise CheckpointError(f"{index} has no weight_map from keys to file names; it is no shard index.")
     at = str(folder.relative_to(root))
     for name in sorted(set(entries.values())):
-        if Path(name).name != name or "\\" in name:
+        if not name or Path(name).name != name or "\\" in name:
             raise CheckpointError(f"{index} names the shard {name!r}, which leads out of its folder; it is not opened.")
         if "\0" in name or len(os.fsencode(name)) > 255:
             raise CheckpointError(f"{index} names a shard {name[:60]!r}…, which can be no file's name; fetch it again.")
@@ -112,50 +114,55 @@ def shards(index: Path, folder: Path, root: Path) -> list[Path]:
 def read(
     files: list[Path], dtype: torch.dtype | None = None, device: Any = "cpu", copy: bool = False
 ) -> dict[str, Tensor]:
-    """All tensors of the files, floating-point ones in ``dtype`` (their own where None), on ``device``.
+    """All tensors of the files: :func:`opened`, then :func:`converted`."""
+    return converted(opened(files), dtype, device, copy or not may_stay(files))
 
-    Args:
-        files: from :func:`locate`.
-        dtype, device: what the tensors are converted to.
-        copy: read the files into memory. Otherwise tensors that need no conversion stay views of the mapped file: what
-            nobody looks at is never read, and processes share what is. Such a view outlives a file that is replaced (as
-            langevin's own saving does), not one that somebody overwrites in place.
+
+def may_stay(files: list[Path]) -> bool:
+    """Whether tensors of these files may be used where they are; those of pickles are copied."""
+    return all(path.suffix == ".safetensors" for path in files)
+
+
+def opened(files: list[Path]) -> dict[str, Tensor]:
+    """All tensors of the files as views of the mapped files: their shapes are known, nothing has been read yet.
 
     Raises:
         CheckpointError: a file is damaged, or a pickle holds more than tensors.
     """
     tensors: dict[str, Tensor] = {}
     for path in files:
-        for name, tensor in _tensors(path):
-            target = dtype if tensor.is_floating_point() else None
-            tensors[name] = tensor.to(device=device, dtype=target, copy=copy)
+        with reading(f"{path}"):
+            plain(path)
+            tensors.update(_read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path))
     return tensors
 
 
-def outline(files: list[Path]) -> dict[str, Tensor]:
-    """What the files hold, as tensors without storage: names, shapes and dtypes. No weight is read.
+def converted(
+    tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None, device: Any = "cpu", copy: bool = False
+) -> dict[str, Tensor]:
+    """The tensors, floating-point ones in ``dtype`` (their own where None), on ``device``.
 
-    Raises:
-        CheckpointError: as :func:`read`.
+    Args:
+        tensors: from :func:`opened`.
+        dtype, device: what they are converted to.
+        copy: copy all into memory. Otherwise tensors that need no conversion stay views of the mapped file: what nobody
+            looks at is never read, and processes share what is. Such a view outlives a file that is replaced (as
+            langevin's own saving does), not one that somebody overwrites in place.
     """
-    return {name: tensor for path in files for name, tensor in _tensors(path, "meta")}
+    return {
+        name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None, copy=copy)
+        for name, tensor in tensors.items()
+    }
 
 
-def _tensors(path: Path, device: str = "cpu") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of one file; on ``"meta"`` their shapes alone."""
-    with reading(f"{path}"):
-        plain(path)
-        yield from (_read_safetensors if path.suffix == ".safetensors" else _read_pickle)(path, device)
-
-
-def _read_safetensors(path: Path, device: str) -> Iterator[tuple[str, Tensor]]:
+def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Tensors that are views of the mapped file."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (a safe_open is no mapping)
-                yield name, file.get_tensor(name).to(device)
+                yield name, file.get_tensor(name)
     except (SafetensorError, RuntimeError, ValueError, EOFError) as error:
         size = path.stat().st_size
         message = f"{path} ({size:,} bytes) is damaged or incomplete ({first_line(error)}); fetch it again."
@@ -164,7 +171,7 @@ def _read_safetensors(path: Path, device: str) -> Iterator[tuple[str, Tensor]]:
         raise CheckpointError(f"Cannot read {path}: {error.strerror or error}.") from None
 
 
-def _read_pickle(path: Path, device: str) -> Iterator[tuple[str, Tensor]]:
+def _read_pickle(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Tensors of a ``.bin`` file. Only tensors are unpickled; whatever else is in it is not run."""
     import zipfile
 
@@ -173,7 +180,7 @@ def _read_pickle(path: Path, device: str) -> Iterator[tuple[str, Tensor]]:
         if size == 0:
             raise EOFError("the file is empty")
         # mapped: read once, straight into the dtype that is wanted
-        loaded = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|global) (\S+)", str(error)) if "nsupported" in str(error) else None
         if found:
@@ -191,11 +198,14 @@ def _read_pickle(path: Path, device: str) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in loaded.items():
         if tensor.layout is not torch.strided or tensor.numel() * tensor.element_size() > size:
             raise CheckpointError(f"{path} has {str(name)!r} larger than the file itself; it is no file of weights.")
-        yield str(name), tensor.clone()
+        yield str(name), tensor
 
 
 _FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace}
 _FACTORIES |= {torch.eye, torch.logspace, torch.randint, torch.randperm, torch.empty_strided}
+
+
+_SIZED = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn}
 
 
 class Measured(TorchFunctionMode):
@@ -205,7 +215,7 @@ class Measured(TorchFunctionMode):
     the file has, or fills much more memory.
 
     Args:
-        held: what the file holds, from :func:`outline`; no limits where None.
+        held: what the file holds, from :func:`opened`; no limits where None.
         fast: do not make and fill the tensors that a checkpoint will replace. What ``torch.empty`` gives (which is what
             layers make parameters with) then has no storage, and initialisation of such tensors does nothing;
             everything else, such as buffers that a constructor computes, is as always. Unlike a patched ``nn.Module``
@@ -235,12 +245,19 @@ class Measured(TorchFunctionMode):
     def _count(self, func: Any, args: tuple, kwargs: dict) -> None:
         self.tensors -= 1
         if not (self.fast and func is torch.empty):
-            told = {key: value for key, value in kwargs.items() if key not in ("generator", "out", "pin_memory")}
-            self.elements -= func(*args, **{**told, "device": "meta"}).numel()
+            self.elements -= _count_of(func, args, kwargs)
         if self.tensors < 0 or self.elements < 0:
-            raise CheckpointError(
-                f"it describes a far larger network than that of the file, which has {self.held} weights"
-            )
+            raise ValueError(f"it describes a far larger network than that of the file ({self.held} weights)")
+
+
+def _count_of(func: Any, args: tuple, kwargs: dict) -> int:
+    """How many numbers ``torch.zeros(…)`` and the like will give."""
+    if func in _SIZED and args:  # by hand what is asked for most: even a tensor without storage takes its time
+        size = args[0] if isinstance(args[0], (list, tuple)) else args
+        if all(type(length) is int for length in size):
+            return math.prod(size)
+    told = {key: value for key, value in kwargs.items() if key not in ("generator", "out", "pin_memory")}
+    return func(*args, **{**told, "device": "meta"}).numel()
 
 
 def room(held: Mapping[str, Tensor]) -> int:
@@ -257,7 +274,7 @@ def without_storage(model: nn.Module) -> list[str]:
 def compare(
     model: nn.Module, tensors: Mapping[str, Tensor], where: str, ignore_mismatched_sizes: bool = False
 ) -> dict[str, list]:
-    """Hold what a file has (its :func:`outline` will do) against a network.
+    """Hold what a file has (from :func:`opened`) against a network.
 
     Returns:
         ``missing_keys``, ``unexpected_keys``, ``mismatched_keys`` (each ``(key, shape in the file, shape wanted)``) and
@@ -360,13 +377,7 @@ def write(
     else:
         names = [f"{STEM}{mark}-{k:05d}-of-{len(shards):05d}.{form}" for k in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        ready = _separate(shard)
-        if safe_serialization:
-            from safetensors.torch import save_file
-
-            save_file(ready, folder / name, metadata={"format": "pt"})
-        else:
-            torch.save(ready, folder / name)
+        _write_file(_separate(shard), folder / name, safe_serialization)
     if len(shards) > 1:
         total = sum(t.numel() * t.element_size() for shard in shards for t in shard.values())
         places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
@@ -374,6 +385,37 @@ def write(
         names.append(f"{STEM}.{form}.index{mark}.json")
         (folder / names[-1]).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return [folder / name for name in names]
+
+
+def _write_file(tensors: dict[str, Tensor], path: Path, safe_serialization: bool) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        if safe_serialization:
+            save_file(tensors, path, metadata={"format": "pt"})
+        else:
+            torch.save(tensors, path)
+    except (SafetensorError, RuntimeError, OSError) as error:  # no room left: each writer has its own word for it
+        raise CheckpointError(f"Cannot write {path}: {first_line(error)}.") from None
+
+
+def rename_keys(file: Path, renamed: Callable[[str], str]) -> None:
+    """Give the weights in a safetensors file, or a shard index, other names, in place."""
+    if file.suffix == ".json":
+        index = read_json(file)
+        index["weight_map"] = {renamed(key): name for key, name in sorted(index["weight_map"].items())}
+        file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return
+    passing = file.with_name(file.name + ".renamed")
+    with file.open("rb") as old, passing.open("wb") as new:
+        header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
+        header = {key if key == "__metadata__" else renamed(key): entry for key, entry in header.items()}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
+        new.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(old, new)
+    os.replace(passing, file)
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

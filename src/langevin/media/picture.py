@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import re
-import secrets
-import socket
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from langevin.checkpoints.saving import clear_leftovers, held, staging_name
 from langevin.media.settings import (
     EXIF_IFD,
     MAKER,
@@ -28,39 +27,16 @@ from langevin.media.settings import (
 )
 
 _EXIF_LIMIT = 65_000  # bytes in one JPEG segment, with room for the frame around them
-
-
-_SAVING = re.compile(r"\..+\.saving-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
-_cleared: set[str] = set()
-
-
-def _clear_leftovers(folder: str) -> None:
-    """Remove the unfinished files of this machine's processes that are no more; once for each folder."""
-    if folder in _cleared or os.name != "posix":  # elsewhere a process cannot be asked for without harm
-        return
-    _cleared.add(folder)
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            match = _SAVING.fullmatch(entry.name)
-            if match and match["host"] == socket.gethostname() and entry.is_file(follow_symlinks=False):
-                with contextlib.suppress(OSError):
-                    _remove_if_ownerless(entry.path, int(match["pid"]))
-
-
-def _remove_if_ownerless(path: str, process: int) -> None:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        os.unlink(path)
+_cleared: set[str] = set()  # folders from which this process has removed what killed ones left
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """A file that appears at ``path``, whole, when the block ends without error; otherwise nothing changes.
 
-    It is written beside ``path`` under a hidden name and moved over. A symlink stays one and its target is
-    replaced; the old file's permissions are kept. The hidden name tells the machine and the process, so that what a
-    killed one left behind is cleared away by the first save of the next into the same folder.
+    It is written beside ``path`` under a hidden name and moved over. What a killed process left under such a name is
+    removed by the next process that saves into the folder. A symlink stays one and its target is
+    replaced; the old file's permissions are kept.
     """
     target = os.path.realpath(os.fspath(path))
     if os.path.isdir(target):
@@ -72,13 +48,15 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         with open(target, "wb") as file:
             yield file
         return
-    _clear_leftovers(folder)
-    passing = os.path.join(folder, f".{name[:40]}.saving-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
+    if folder not in _cleared:  # once: a folder may hold very many pictures
+        _cleared.add(folder)
+        clear_leftovers(Path(folder))
+    passing = os.path.join(folder, staging_name(name))
     try:
-        with open(passing, "x+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        with open(passing, "x+b") as fresh, held(fresh.fileno()):
+            yield fresh
+            fresh.flush()
+            os.fsync(fresh.fileno())
         if os.path.exists(target):
             with contextlib.suppress(OSError):
                 os.chmod(passing, os.stat(target).st_mode & 0o7777)

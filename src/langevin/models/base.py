@@ -175,7 +175,7 @@ class ModelMixin(nn.Module, ConfigMixin):
     ) -> tuple[Self, dict[str, list]]:
         where = str(files[0] if len(files) == 1 else files[0].parent)
         place = files[0].parent
-        held = cls.convert_state_dict(weights.outline(files))  # before anything is built: it says how large it can be
+        held = cls.convert_state_dict(weights.opened(files))  # before anything is built: it says how large it can be
         settings.check(cls, {k: v for k, v in config.items() if k not in overrides}, place / cls.config_name)
         try:
             with weights.Measured(held, fast=low_cpu_mem_usage):
@@ -187,7 +187,8 @@ class ModelMixin(nn.Module, ConfigMixin):
                 f"{first_line(error)}"
             ) from error
         weights.compare(model, held, where, ignore_mismatched_sizes)
-        tensors = cls.convert_state_dict(weights.read(files, dtype, device or "cpu", copy=disable_mmap))
+        copy = disable_mmap or not weights.may_stay(files)
+        tensors = weights.converted(held, dtype, device or "cpu", copy)
         info = weights.assign(model, tensors, where, ignore_mismatched_sizes)
         fresh = weights.without_storage(model)
         if fresh:

@@ -253,8 +253,7 @@ class Loading(Placement):
                 if transformers_parts.is_transformers(type(part)):
                     if "variant" not in takes and transformers_parts.is_model(type(part)) and variant:
                         chosen["variant"] = variant
-                    with transformers_parts.quiet():
-                        part.save_pretrained(folder / name, **chosen)
+                    transformers_parts.save(part, folder / name, **chosen)
                 else:
                     part.save_pretrained(folder / name, **chosen)
             model_index.write(folder, type(self).__name__, self.config)

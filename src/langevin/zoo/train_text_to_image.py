@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from langevin.checkpoints import model_index
+from langevin.checkpoints import model_index, transformers_parts
 from langevin.zoo.loop import draw, fit, noise_levels
 from langevin.zoo.tokenizer import WINDOW, make_tokenizer
 from langevin.zoo.train_autoencoder import pictures
@@ -202,8 +202,9 @@ def _answers(text: str) -> list[int]:
 
 def save(out: Path, vae: Any, unet: Any, text: Any, scheduler: Any) -> None:
     """Write a Stable Diffusion folder with weights in half precision."""
-    for name, part in (("vae", vae), ("unet", unet), ("text_encoder", text)):
+    for name, part in (("vae", vae), ("unet", unet)):
         copy.deepcopy(part).half().save_pretrained(out / name)
+    transformers_parts.save(copy.deepcopy(text).half(), out / "text_encoder")
     config = out / "text_encoder" / "config.json"  # would else tell transformers to load this part alone in half
     config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
     scheduler.save_pretrained(out / "scheduler")
