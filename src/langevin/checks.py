@@ -66,7 +66,8 @@ def _plain(value: Any, hint: Any) -> Iterator[Any]:
         if isinstance(value, (str, int, type(None))) and value in inner:
             yield value
     elif origin in (list, Sequence) and inner and _is_plain(inner[0]):
-        if isinstance(value, (list, tuple)) or type(value).__module__ == "numpy":
+        value = value.tolist() if type(value).__module__ == "numpy" else value
+        if isinstance(value, (list, tuple)):
             each = [next(_plain(one, inner[0]), _NOTHING) for one in value]
             if _NOTHING not in each:
                 yield each if isinstance(value, list) else tuple(each)
@@ -106,8 +107,14 @@ def _whole(value: Any) -> Iterator[int]:
 
 
 def _real(value: Any) -> Iterator[float]:
-    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
-        yield int(value) if isinstance(value, Integral) else float(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond all floats
+        return
+    if math.isfinite(number):
+        yield int(value) if isinstance(value, Integral) and abs(number) < 2**53 else number
 
 
 def _flag(value: Any) -> Iterator[bool]:

@@ -1,6 +1,6 @@
 """Checkpoints spoiled at random: nothing but the documented error, soon, and without filling the memory.
 
-``LANGEVIN_FUZZ=20000 pytest tests/checkpoints/test_fuzz.py`` tries so many; ``LANGEVIN_FUZZ_FROM`` is the first seed.
+``LANGEVIN_FUZZ=20 pytest tests/checkpoints/test_fuzz.py`` tries twenty times as many; ``LANGEVIN_FUZZ_FROM`` is the first seed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 from tests.checkpoints import fuzz_worker
 from tests.helpers import reference_parts, tiny_tokenizer
 
-CASES = int(os.environ.get("LANGEVIN_FUZZ", "60"))
+CASES = int(60 * float(os.environ.get("LANGEVIN_FUZZ", "1")))
 FIRST = int(os.environ.get("LANGEVIN_FUZZ_FROM", "0"))
 LONGEST = 10.0  # seconds of one case
 MOST = 2**30  # bytes that one case may add

@@ -132,6 +132,8 @@ class Setup:
 
     def check_size(self, images: Tensor) -> None:
         """Raises ValueError unless pictures, or latents in their place, have the size of those to be made."""
+        if images.ndim != len(self.shape):
+            raise ValueError(f"image is {tuple(images.shape)}; {len(self.shape)} axes are needed, as x has them")
         wanted = self.places if self.is_latents(images) else self.size
         if tuple(images.shape[2:]) != wanted:
             sides = " x ".join(map(str, wanted))
@@ -165,7 +167,7 @@ class Setup:
             ValueError: their number does not divide the batch.
         """
         batch, count = self.shape[0], len(images)
-        if count > batch or batch % count:
+        if not 1 <= count <= batch or batch % count:
             raise ValueError(f"{count} images for a batch of {batch} pictures; give one image, or one per prompt")
         if self.pair_images:
             return images.repeat_interleave(batch // count, dim=0)
