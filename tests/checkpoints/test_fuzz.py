@@ -1,6 +1,7 @@
 """Checkpoints spoiled at random: nothing but the documented error, soon, and without filling the memory.
 
-``LANGEVIN_FUZZ=20 pytest tests/checkpoints/test_fuzz.py`` tries twenty times as many; ``LANGEVIN_FUZZ_FROM`` is the first
+``LANGEVIN_FUZZ=20 pytest tests/checkpoints/test_fuzz.py`` tries twenty times as many; ``LANGEVIN_FUZZ_FROM`` is the
+first seed.
 seed.
 """
 

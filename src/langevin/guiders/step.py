@@ -93,7 +93,18 @@ class Step:
     variance: Tensor | None = None
 
     def conditions(self, names: Iterable[str]) -> dict[str, Conditions]:
-        """All that the named branches are told."""
+        """All that the named branches are told.
+
+        Raises:
+            ValueError: this call has no such branch.
+        """
+        names = list(names)
+        lacking = next((name for name in names if name not in self.branches), None)
+        if lacking is not None:
+            raise ValueError(
+                f"a guider asks for the branch {lacking!r}, which this call does not have; it has: "
+                f"{', '.join(self.branches)}. Guidance needs a pipeline with a negative branch"
+            )
         return {name: self.told.to(name, self.branches[name]) for name in names}
 
     def predict(self, x: Tensor, names: Iterable[str], attention: Callable | None = None) -> dict[str, Tensor]:
