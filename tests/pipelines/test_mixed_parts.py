@@ -54,7 +54,6 @@ def test_pictures_reach_parts_of_other_dtypes():
 
 def test_latents_and_embeddings_of_another_dtype(plain):
     pipe = loaded()
-    latents = torch.randn(1, pipe.unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(7))
     side = pipe.unet.config.sample_size
     latents = torch.randn(1, pipe.vae.config.latent_channels, side, side, generator=torch.Generator().manual_seed(7))
     embeds, negative = pipe.encode_prompt("a red circle")
