@@ -2,7 +2,6 @@
 
 ``LANGEVIN_FUZZ=20 pytest tests/checkpoints/test_fuzz.py`` tries twenty times as many; ``LANGEVIN_FUZZ_FROM`` is the
 first seed.
-seed.
 """
 
 from __future__ import annotations
