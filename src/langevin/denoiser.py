@@ -29,7 +29,7 @@ class NetworkDenoiser:
         self.network = network
         self.inputs = inputs
         self.fixed = fixed
-        self._batches: Latest[list[tuple[tuple[str, ...], dict[str, Any]]]] = Latest()
+        self._batches: Latest[list[Batch]] = Latest()
 
     def __call__(
         self, x: Tensor, step: Step, branches: Mapping[str, Conditions], attention: Callable | None = None
@@ -45,27 +45,36 @@ class NetworkDenoiser:
         """
         predictions: dict[str, Tensor] = {}
         # most steps ask for the same as the one before
-        for names, stacked in self._batches([*branches, *branches.values()], lambda: batches(branches)):
+        for names, stacked, channels in self._batches([*branches, *branches.values()], lambda: batches(branches)):
             rows = x if len(names) == 1 else torch.cat([x] * len(names))
-            told = {name: value for name, value in stacked.items() if name != "channels"}
-            for more in self.inputs:
-                told = more(rows, step, names, told)
-            told.pop("maps", None)
+            told = stacked
+            if self.inputs:
+                for more in self.inputs:
+                    told = more(rows, step, names, told)
+                told = {name: value for name, value in told.items() if name != "maps"}
             if attention is not None:
-                told["attention"] = partial(attention, names=names)
-            if "channels" in stacked:
-                rows = torch.cat([rows, *stacked["channels"].values()], dim=1)
+                told = {**told, "attention": partial(attention, names=names)}
+            if channels:
+                rows = torch.cat([rows, *channels], dim=1)
             output = self.network(rows, step.timestep, **told, **self.fixed, return_dict=False)[0]
             predictions.update(zip(names, output.chunk(len(names)), strict=True))
         return predictions
 
 
-def batches(branches: Mapping[str, Conditions]) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Which branches go through together, and their stacked tensors."""
+Batch = tuple[tuple[str, ...], dict[str, Any], list[Tensor]]
+"""Names of branches, what the network is told of all their rows, and the channels that are joined to theirs."""
+
+
+def batches(branches: Mapping[str, Conditions]) -> list[Batch]:
+    """Which branches go through together."""
     alike: dict[Any, list[str]] = {}
     for name, told in branches.items():
         alike.setdefault(_form(told), []).append(name)
-    return [(tuple(names), stack_conditions([branches[n] for n in names])) for names in alike.values()]
+    found = []
+    for names in alike.values():
+        stacked = stack_conditions([branches[name] for name in names])
+        found.append((tuple(names), stacked, [*stacked.pop("channels", {}).values()]))
+    return found
 
 
 def _form(value: Any) -> Any:

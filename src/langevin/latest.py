@@ -28,6 +28,11 @@ class Latest(Generic[T]):
     def __call__(self, objects: Sequence[Any], make: Callable[[], T]) -> T:
         """``make()``, or what it gave the last time if these are the objects of then."""
         known = self._objects
-        if known is None or len(known) != len(objects) or any(a is not b for a, b in zip(known, objects, strict=True)):
-            self._objects, self._result = tuple(objects), make()
+        if known is not None and len(known) == len(objects):
+            for one, other in zip(known, objects):  # noqa: B905 (of one length; asked at every step)
+                if one is not other:
+                    break
+            else:
+                return self._result
+        self._objects, self._result = tuple(objects), make()
         return self._result

@@ -44,6 +44,7 @@ def denoise(
         x at the level where the run was left.
     """
     told = Told() if told is None else told
+    predicts_variance: bool | None = None
     i = start
     while i < (len(run) if stop is None else stop):  # an adaptive run grows on the way
         step = Step(i, len(run), run.timesteps[i], run, branches, denoiser, noise, start, told=told)
@@ -56,7 +57,10 @@ def denoise(
             step.attention = guider.attention(step) or step.attention
 
         said = denoiser(run.scale_model_input(x, i), step, step.conditions(names[::-1]), step.attention)
-        predictions, step.variance = without_variance(said, x)
+        predictions = said
+        if predicts_variance is not False:  # it does or it does not, for all of a run
+            predictions, step.variance = without_variance(said, x)
+            predicts_variance = predictions is not said
         prediction = predictions["positive"]
         for guider in guiders:
             prediction = guider.combine(prediction, predictions, x, step)

@@ -46,8 +46,6 @@ class Told(dict[str, Any]):
 
     def to(self, branch: str, own: Conditions) -> Conditions:
         """All that a branch is told. The same object as the last time, where nothing has been changed."""
-        if not self:
-            return own
         latest = self._joined.setdefault(branch, Latest())
         return latest([own, *self.values()], lambda: _joined(self, own))
 
@@ -98,14 +96,14 @@ class Step:
         Raises:
             ValueError: this call has no such branch.
         """
-        names = list(names)
-        lacking = next((name for name in names if name not in self.branches), None)
-        if lacking is not None:
+        own, told = self.branches, self.told
+        try:
+            return {name: told.to(name, own[name]) for name in names} if told else {name: own[name] for name in names}
+        except KeyError as error:
             raise ValueError(
-                f"a guider asks for the branch {lacking!r}, which this call does not have; it has: "
-                f"{', '.join(self.branches)}. Guidance needs a pipeline with a negative branch"
-            )
-        return {name: self.told.to(name, self.branches[name]) for name in names}
+                f"a guider asks for the branch {error}, which this call does not have; it has: {', '.join(own)}. "
+                "Guidance needs a pipeline with a negative branch"
+            ) from None
 
     def predict(self, x: Tensor, names: Iterable[str], attention: Callable | None = None) -> dict[str, Tensor]:
         """Ask the network at this step about any x (unscaled), for the named branches."""
@@ -123,6 +121,8 @@ def without_variance(said: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tens
     many (Nichol & Dhariwal 2021, 2102.09672, section 3.1); else None.
     """
     one = next(iter(said.values()))
+    if one.shape == x.shape:
+        return said, None
     if one.ndim != x.ndim or one.shape[1:2] != (2 * x.shape[1],) or one.shape[2:] != x.shape[2:]:
         return said, None
     halves = {name: both.chunk(2, dim=1) for name, both in said.items()}

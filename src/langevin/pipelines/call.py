@@ -150,13 +150,12 @@ class Call:
             if setup.name:
                 bar.set_description(setup.name)
 
-            sums: list[Tensor] = []
+            health = Health(setup, total)
 
             def on_step(step: Step, x: Tensor) -> Tensor | None:
                 self.__dict__["step"] = step
                 x = self.callbacks.after_call(self, setup, step, x)
-                if x.is_floating_point():
-                    sums.append(x.sum(dtype=torch.float32))
+                health.look(step.index, x)
                 done = step.index - start + 1
                 last = step.index == len(run) - 1  # an adaptive run grows on the way
                 if last or (done > warm_up and done % order == 0):
@@ -175,7 +174,7 @@ class Call:
                 start=start,
                 on_step=on_step,
             )
-        warn_of_nan(sums, setup)
+        health.report(x)
         return x
 
     def decode(self, setup: Setup, x: Tensor) -> Tensor:
@@ -273,14 +272,36 @@ def _of_row(texts: Any, k: int, count: int) -> Any:
     return texts[k * len(texts) // count] if isinstance(texts, (list, tuple)) else texts
 
 
-def warn_of_nan(sums: Sequence[Tensor], setup: Setup) -> None:
-    """Say in one warning at which network call x stopped being finite: its picture is black."""
-    bad = [] if not sums else torch.stack(list(sums)).isfinite().logical_not().nonzero().flatten().tolist()
-    if bad:
+class Health:
+    """Says in one warning when x stopped being finite, since its picture is black. It looks at most sixteen times a
+    stage, and waits for no accelerator before the end.
+    """
+
+    def __init__(self, setup: Setup, calls: int) -> None:
+        self.setup = setup
+        self.every = max(1, calls // 16)
+        self.sums: dict[int, Tensor] = {}
+
+    def look(self, index: int, x: Tensor) -> None:
+        """After network call ``index``."""
+        if index % self.every == 0 and x.is_floating_point():
+            self.sums[index] = x.sum(dtype=torch.float32)
+
+    def report(self, x: Tensor) -> None:
+        """The warning, if there is anything to warn of in this x or before."""
+        self.every = 1
+        self.look(len(self.setup.run) - 1, x)
+        looked = list(self.sums)
+        bad = torch.stack([*self.sums.values()]).isfinite().logical_not().nonzero().flatten().tolist() if looked else []
+        if not bad:
+            return
+        setup, last = self.setup, looked[bad[0]]
+        first = looked[bad[0] - 1] + 1 if bad[0] else setup.start
+        place = f"network call {last + 1}" if first == last else f"one of the network calls {first + 1} to {last + 1}"
         cure = "use float32 or bfloat16" if setup.dtype == torch.float16 else "look at the weights and the inputs"
         logger.warning(
-            "x is NaN or infinite from network call %d of %d on (%s, %s); %s.",
-            setup.start + bad[0] + 1, len(setup.run), type(setup.network).__name__, setup.dtype, cure,
+            "x is NaN or infinite from %s of %d on (%s, %s); %s.",
+            place, len(setup.run), type(setup.network).__name__, setup.dtype, cure,
         )  # fmt: skip
 
 
