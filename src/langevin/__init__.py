@@ -16,6 +16,7 @@ _PUBLIC = {
     "langevin.pipelines.stable_diffusion.img2img": ["StableDiffusionImg2ImgPipeline"],
     "langevin.pipelines.stable_diffusion.panorama": ["StableDiffusionPanoramaPipeline"],
     "langevin.pipelines.stable_diffusion.safe": ["SafetyConfig", "StableDiffusionPipelineSafe"],
+    "langevin.pipelines.stable_diffusion.semantic": ["SemanticStableDiffusionPipeline"],
     "langevin.pipelines.stable_diffusion.inpaint": ["StableDiffusionInpaintPipeline"],
     "langevin.pipelines.stable_diffusion.sag": ["StableDiffusionSAGPipeline"],
     "langevin.pipelines.stable_diffusion.attend_and_excite": ["StableDiffusionAttendAndExcitePipeline"],
@@ -26,6 +27,7 @@ _PUBLIC = {
         "ImagePipelineOutput",
         "StableDiffusionPipelineOutput",
         "StableDiffusionSafePipelineOutput",
+        "SemanticStableDiffusionPipelineOutput",
     ],
     "langevin.models.encoders.safety_checker": ["SafeStableDiffusionSafetyChecker", "StableDiffusionSafetyChecker"],
     "langevin.models.base": ["ModelMixin"],
@@ -93,6 +95,7 @@ _PUBLIC = {
     "langevin.guiders.attend_and_excite": ["AttendAndExcite"],
     "langevin.guiders.rescale": ["GuidanceRescale"],
     "langevin.guiders.safe": ["SafeGuidance"],
+    "langevin.guiders.semantic": ["SemanticGuidance"],
     "langevin.guiders.windows": ["Windows"],
     "langevin.media.images": ["Picture", "VaeImageProcessor", "make_image_grid"],
 }
