@@ -18,6 +18,7 @@ _PUBLIC = {
     "langevin.pipelines.stable_diffusion.safe": ["SafetyConfig", "StableDiffusionPipelineSafe"],
     "langevin.pipelines.stable_diffusion.semantic": ["SemanticStableDiffusionPipeline"],
     "langevin.pipelines.stable_diffusion.cycle_diffusion": ["CycleDiffusionPipeline"],
+    "langevin.pipelines.stable_diffusion.model_editing": ["StableDiffusionModelEditingPipeline"],
     "langevin.pipelines.stable_diffusion.inpaint": ["StableDiffusionInpaintPipeline"],
     "langevin.pipelines.stable_diffusion.sag": ["StableDiffusionSAGPipeline"],
     "langevin.pipelines.stable_diffusion.attend_and_excite": ["StableDiffusionAttendAndExcitePipeline"],
