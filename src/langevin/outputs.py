@@ -170,3 +170,23 @@ class StableDiffusionSafePipelineOutput(BaseOutput):
     applied_safety_concept: str | list[str] | None
 
     in_tuples = ("images", "nsfw_content_detected", "applied_safety_concept", "unsafe_images")
+
+
+@dataclass
+class SemanticStableDiffusionPipelineOutput(BaseOutput):
+    """Pictures.
+
+    Attributes:
+        images: the pictures; those that the safety checker flagged are black.
+        nsfw_content_detected: which those are; None without a checker.
+        sem_guidance: what the edits added at each network call, a tensor like the latents, or None where they added
+            nothing; may be given to another call.
+        edit_masks: where each edit wanted a change, ``(edits, batch, channels, height, width)`` of bools for each call.
+    """
+
+    images: Any
+    nsfw_content_detected: list[bool] | None
+    sem_guidance: list[Tensor | None] | None = None
+    edit_masks: list[Tensor | None] | None = None
+
+    in_tuples = ("images", "nsfw_content_detected")

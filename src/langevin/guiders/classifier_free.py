@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from langevin.guiders.base import Guider
+from langevin.guiders.base import Guider, Setup
 from langevin.guiders.step import Step
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -48,3 +51,12 @@ class ClassifierFreeGuidance(Guider):
         if not self.needs(step):
             return prediction
         return predictions["negative"].lerp(prediction, self.scale)
+
+
+def guidance_in(setup: Setup, who: str) -> ClassifierFreeGuidance | None:
+    """The guidance of a stage, for a guider that bends it; None, with a warning for ``who``, where there is none."""
+    guidance = next((g for g in setup.guiders if isinstance(g, ClassifierFreeGuidance)), None)
+    if guidance is None or "negative" not in setup.branches:
+        logger.warning("%s does nothing without guidance; guidance_scale must be above 1.", who)
+        return None
+    return guidance

@@ -19,6 +19,9 @@ class ImageStart(Guider):
         strength: the share of the run that is kept, 0 to 1. 0 gives the picture as the autoencoder sees it; 1 noises it
             as far as the run begins.
 
+    Attributes:
+        clean: of the copy that serves a call: the pictures as x without noise.
+
     Example:
         >>> pipe("a blue circle", guiders=[ImageStart(pixels, strength=0.6)])
     """
@@ -29,7 +32,6 @@ class ImageStart(Guider):
     def prepare(self, setup: Setup) -> None:
         setup.start_at(self.strength)
         setup.check_size(self.image)
-        clean = setup.encode(self.image)
-        if setup.start < len(setup.run):
-            clean = setup.run.add_noise(clean, setup.first_noise(), setup.start)
-        setup.x = clean
+        self.clean = setup.encode(self.image)
+        noised = setup.start < len(setup.run)
+        setup.x = setup.run.add_noise(self.clean, setup.first_noise(), setup.start) if noised else self.clean

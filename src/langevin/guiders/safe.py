@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -10,10 +9,8 @@ import torch
 from torch import Tensor
 
 from langevin.guiders.base import Guider, Setup
-from langevin.guiders.classifier_free import ClassifierFreeGuidance
-from langevin.guiders.step import Step
-
-logger = logging.getLogger(__name__)
+from langevin.guiders.classifier_free import ClassifierFreeGuidance, guidance_in
+from langevin.guiders.step import Step, add_branch
 
 
 @dataclass
@@ -59,19 +56,16 @@ class SafeGuidance(Guider):
         self._momentum: Tensor | None = None
 
     def prepare(self, setup: Setup) -> None:
-        self._guidance = next((g for g in setup.guiders if isinstance(g, ClassifierFreeGuidance)), None)
+        self._guidance = None
         self._momentum = None
         if self.scale <= 1:
             return
-        if self._guidance is None or "negative" not in setup.branches:
-            logger.warning("SafeGuidance does nothing without guidance; guidance_scale must be above 1.")
-            self._guidance = None
+        self._guidance = guidance_in(setup, "SafeGuidance")
+        if self._guidance is None:
             return
         if setup.encode_text is None:
             raise ValueError("SafeGuidance needs a pipeline that reads texts, to tell it what the concept is")
-        numbers = (f"safety {k}" if k else "safety" for k in range(len(setup.branches)))
-        self._branch = next(name for name in numbers if name not in setup.branches)
-        setup.branches[self._branch] = {**setup.branches["positive"], **setup.encode_text(self.concept)}
+        self._branch = add_branch(setup.branches, "safety", setup.encode_text(self.concept))
         self._comes_first = next(g for g in setup.guiders if g is self or g is self._guidance) is self
 
     def needs(self, step: Step) -> Collection[str]:

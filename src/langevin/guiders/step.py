@@ -128,3 +128,15 @@ def without_variance(said: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tens
     halves = {name: both.chunk(2, dim=1) for name, both in said.items()}
     variance = halves["positive"][1] if "positive" in halves else None
     return {name: prediction for name, (prediction, _) in halves.items()}, variance
+
+
+def add_branch(branches: dict[str, Conditions], name: str, told: Conditions) -> str:
+    """Add a branch that differs from "positive" in what it is told here.
+
+    Returns:
+        Its name: ``name``, with a number where that is taken.
+    """
+    numbers = (f"{name} {k}" if k else name for k in range(len(branches) + 1))
+    free = next(number for number in numbers if number not in branches)
+    branches[free] = {**branches["positive"], **told}
+    return free

@@ -168,6 +168,13 @@ def stamp_parts(pipeline: Any, names: Sequence[str] | None = None) -> None:
             part.__dict__[_STAMP] = (pipeline.name_or_path, name, _edits(part))
 
 
+def mark_edited(part: Any) -> None:
+    """Remember of a copy of a part that it is not what was loaded any more."""
+    stamp = _stamp(part)
+    if stamp:
+        part.__dict__[_STAMP] = (*stamp[:2], -1)
+
+
 def parts_state(pipeline: Any) -> tuple[dict[str, Any], list[str]]:
     """What a pipeline's parts are, beyond those of the model that it names. Never raises.
 

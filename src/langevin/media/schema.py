@@ -17,6 +17,7 @@ _MAX_TEXT = 2**20
 _MAX_PICTURE = 2**24
 _MAX_ITEMS = 10_000
 _MAX_GUIDERS = 64
+_MAX_EDITS = 256
 _MAX_DEPTH = 8
 _MAX_SCHEDULE = 100_000  # training timesteps, and noise levels of a table
 
@@ -55,6 +56,16 @@ def _listed(most: int, kinds: tuple[type, ...], what: str) -> tuple[Check, str]:
     return allowed, f"a list of at most {most} {what}"
 
 
+def _edits(kinds: tuple[type, ...], what: str) -> tuple[Check, str]:
+    """One value, or one for each edit."""
+
+    def allowed(value: Any) -> bool:
+        each = value if isinstance(value, list) else [value]
+        return 0 < len(each) <= _MAX_EDITS and all(type(one) in kinds for one in each)
+
+    return allowed, f"{what}, one or a list of at most {_MAX_EDITS}"
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= _MAX_TEXT
 
@@ -77,18 +88,22 @@ TABLE: dict[str, tuple[Check, str]] = {
     "batch_size": _whole(1, MAX_STEPS),
     "strength": _number(0, 1),
     "eta": _number(0),
-    **dict.fromkeys(("guidance_scale", "guidance_rescale", "image_guidance_scale"), _number()),
+    **dict.fromkeys(("guidance_scale", "guidance_rescale", "image_guidance_scale", "source_guidance_scale"), _number()),
     **dict.fromkeys(("sag_scale", "scale_factor", "sld_guidance_scale", "sld_threshold"), _number()),
     **dict.fromkeys(("sld_momentum_scale", "sld_mom_beta"), _number()),
     **dict.fromkeys(
         ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"), _numbers(_MAX_GUIDERS)
     ),
+    **dict.fromkeys(("edit_guidance_scale", "edit_threshold", "edit_weights"), _numbers(_MAX_EDITS)),
+    **dict.fromkeys(("edit_momentum_scale", "edit_mom_beta"), _number(0)),
+    **dict.fromkeys(("edit_warmup_steps", "edit_cooldown_steps"), _edits((int,), "whole numbers")),
+    "reverse_editing_direction": _edits((bool,), "true or false"),
     **dict.fromkeys(("timesteps", "sigmas"), _listed(MAX_STEPS, (int, float), "numbers")),
     **dict.fromkeys(("model", "pipeline", "scheduler", "dtype", "device", "langevin"), _NAME),
     **dict.fromkeys(("prompt_weighting", "long_prompts", "safety_action"), _NAME),
-    **dict.fromkeys(("prompt", "negative_prompt"), _TEXTS),
+    **dict.fromkeys(("prompt", "negative_prompt", "editing_prompt", "source_prompt"), _TEXTS),
     "safety_concept": _TEXT,
-    **dict.fromkeys(("keep_outside", "guess_mode", "pair_images"), _YES_OR_NO),
+    **dict.fromkeys(("keep_outside", "guess_mode", "pair_images", "source_as_noise"), _YES_OR_NO),
     **dict.fromkeys(("circular_padding", "scaled_input", "clip_skip_negative"), _YES_OR_NO),
     "not_recorded": _listed(_MAX_ITEMS, (str,), "texts"),
     **dict.fromkeys(("guiders", "control"), _listed(_MAX_GUIDERS, (str, dict), "guiders")),

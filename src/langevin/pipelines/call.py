@@ -24,6 +24,8 @@ from langevin.prompts.lengths import by_length, ragged
 from langevin.randomness import noise_for
 
 logger = logging.getLogger(__name__)
+TEXTS = ("prompt", "negative_prompt", "source_prompt")
+"""Arguments that are one text or one per prompt; each picture records its own."""
 
 
 class Call:
@@ -202,7 +204,7 @@ class Call:
         count = len(self.seeds)
         height, width = pixels.shape[-2:]
         arguments = self.given.record()
-        texts = {name: arguments.pop(name) for name in ("prompt", "negative_prompt") if name in arguments}
+        texts = {name: arguments.pop(name) for name in TEXTS if name in arguments}
         spread = self.pipeline.spread_arguments(self.given)
         lists = any(isinstance(arguments[name], (list, tuple)) for name in spread)
         alike = count == 1 or not (lists or arguments.get("control") or arguments.get("guiders"))

@@ -133,6 +133,10 @@ class Run:
         """
         return None
 
+    def noise_added(self, i: int) -> float | None:
+        """How much of the noise that it draws call ``i``'s step adds to x, where x ← a mean + this·noise; else None."""
+        return None
+
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, i: int) -> torch.Tensor:
         """x0 noised to the level at which call ``i`` starts, or where the run ends (``i == len(run)``).
 

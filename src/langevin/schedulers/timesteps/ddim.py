@@ -51,6 +51,9 @@ class DDIMRun(Run):
     def noise_kept(self, i: int) -> float | None:
         return self.kept[i]
 
+    def noise_added(self, i: int) -> float | None:
+        return self.weights[i].of_noise
+
     def step(self, prediction: torch.Tensor, i: int, x: torch.Tensor, noise: DrawNoise | None = None) -> StepOutput:
         if self.limit is None:
             self.refuse_blind_start(i)
