@@ -21,6 +21,7 @@ _PUBLIC = {
     "langevin.pipelines.stable_diffusion.attend_and_excite": ["StableDiffusionAttendAndExcitePipeline"],
     "langevin.pipelines.stable_diffusion.controlnet": ["StableDiffusionControlNetPipeline"],
     "langevin.pipelines.stable_diffusion.instruct_pix2pix": ["StableDiffusionInstructPix2PixPipeline"],
+    "langevin.pipelines.stable_diffusion.depth2img": ["StableDiffusionDepth2ImgPipeline"],
     "langevin.pipelines.unconditional": ["DDIMPipeline", "DDPMPipeline"],
     "langevin.outputs": [
         "ImagePipelineOutput",
@@ -85,6 +86,7 @@ _PUBLIC = {
     "langevin.guiders.cfg_plus_plus": ["CFGPlusPlus"],
     "langevin.guiders.classifier_free": ["ClassifierFreeGuidance"],
     "langevin.guiders.control": ["Control"],
+    "langevin.guiders.depth": ["DepthChannel"],
     "langevin.guiders.image_start": ["ImageStart"],
     "langevin.guiders.inpaint": ["Inpaint"],
     "langevin.guiders.instruct": ["ImageChannels", "InstructGuidance"],
