@@ -22,6 +22,7 @@ _PUBLIC = {
     "langevin.pipelines.stable_diffusion.controlnet": ["StableDiffusionControlNetPipeline"],
     "langevin.pipelines.stable_diffusion.instruct_pix2pix": ["StableDiffusionInstructPix2PixPipeline"],
     "langevin.pipelines.stable_diffusion.depth2img": ["StableDiffusionDepth2ImgPipeline"],
+    "langevin.pipelines.stable_diffusion.upscale": ["StableDiffusionUpscalePipeline"],
     "langevin.pipelines.unconditional": ["DDIMPipeline", "DDPMPipeline"],
     "langevin.outputs": [
         "ImagePipelineOutput",
@@ -90,6 +91,7 @@ _PUBLIC = {
     "langevin.guiders.image_start": ["ImageStart"],
     "langevin.guiders.inpaint": ["Inpaint"],
     "langevin.guiders.instruct": ["ImageChannels", "InstructGuidance"],
+    "langevin.guiders.low_resolution": ["LowResolution"],
     "langevin.guiders.prompt_schedule": ["PromptSchedule"],
     "langevin.guiders.self_attention": ["SelfAttentionGuidance"],
     "langevin.guiders.attend_and_excite": ["AttendAndExcite"],

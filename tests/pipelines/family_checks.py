@@ -35,6 +35,8 @@ UNETS = {
     "distilled": dict(time_cond_proj_dim=16),
     "inpaint": dict(in_channels=9),
     "pix2pix": dict(in_channels=8),
+    "upscale": dict(in_channels=7, num_class_embeds=1000),
+    "upscale sd2": dict(in_channels=7, num_class_embeds=1000, use_linear_projection=True, attention_head_dim=(2, 4)),
     "depth": dict(in_channels=5),
     "depth sd2": dict(in_channels=5, use_linear_projection=True, attention_head_dim=(2, 4)),
 }

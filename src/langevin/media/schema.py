@@ -73,6 +73,7 @@ TABLE: dict[str, tuple[Check, str]] = {
     "padding_mask_crop": _whole(0, MAX_SIDE),
     "max_iter_to_alter": _whole(0, MAX_STEPS),
     "sld_warmup_steps": _whole(0, MAX_STEPS),
+    "noise_level": _whole(0, _MAX_SCHEDULE),
     "num_images_per_prompt": _whole(1, MAX_STEPS),
     "batch_size": _whole(1, MAX_STEPS),
     "strength": _number(0, 1),

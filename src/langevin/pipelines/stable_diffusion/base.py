@@ -44,6 +44,8 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     _scheduler_needs: Mapping[str, Any] = {"steps_offset": 1, "clip_sample": False}
 
+    _resample = "lanczos"  # how given pictures are resized
+
     #: parts that pipelines of the family with other constructors may lack
     safety_checker: Any = None
     feature_extractor: Any = None
@@ -79,7 +81,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
         """Make these the pipeline's parts. Those that a pipeline of the family may lack are None where it does."""
         scheduler = modernised(parts["scheduler"], self._scheduler_needs)
         self.register_modules(**{**parts, "scheduler": scheduler})
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, resample=self._resample)
 
     @property
     def codec(self) -> Codec:
