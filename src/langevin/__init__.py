@@ -23,6 +23,7 @@ _PUBLIC = {
     "langevin.pipelines.stable_diffusion.instruct_pix2pix": ["StableDiffusionInstructPix2PixPipeline"],
     "langevin.pipelines.stable_diffusion.depth2img": ["StableDiffusionDepth2ImgPipeline"],
     "langevin.pipelines.stable_diffusion.upscale": ["StableDiffusionUpscalePipeline"],
+    "langevin.pipelines.stable_diffusion.image_variation": ["StableDiffusionImageVariationPipeline"],
     "langevin.pipelines.unconditional": ["DDIMPipeline", "DDPMPipeline"],
     "langevin.outputs": [
         "ImagePipelineOutput",

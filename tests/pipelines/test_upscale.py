@@ -9,6 +9,7 @@ import torch
 import langevin
 from langevin import ClassifierFreeGuidance, LowResolution, StableDiffusionUpscalePipeline, Windows
 from tests.helpers import in_threads
+from tests.pipelines.again_checks import assert_made_again
 from tests.pipelines.family_checks import (
     SCHEDULERS,
     assert_checkpoints_go_both_ways,
@@ -193,20 +194,13 @@ def test_large_pictures_go_in_windows_with_what_they_see(both):
     assert len(places) == 3 * 5  # each window has its own part of the small picture
 
 
-def test_settings_can_be_followed(both):
-    from langevin.media.recording import reread
-    from langevin.media.schema import check_settings
-
+def test_it_can_be_made_again(both, tmp_path):
     ours, _ = both()
-    made = ours(["a", "b"], image=[pil(10, 8), pil(10, 8, seed=1)], noise_level=50, seed=1, **STEPS).images
-    settings = check_settings(made[1].settings)
-    names = ("prompt", "height", "width", "noise_level", "seed", "guidance_scale", "num_inference_steps")
-    assert settings["guidance_scale"] == 9.0
-    again = ours(image=reread(settings["image"]), **{name: settings[name] for name in names}).images[0]
-    assert again.size == made[1].size == (16, 20)
-    assert abs(np.asarray(again, int) - np.asarray(made[1], int)).max() <= 1
+    call = dict(image=[pil(10, 8), pil(10, 8, seed=1)], noise_level=50, seed=1, **STEPS)
+    assert_made_again(ours, tmp_path, ["a", "b"], row=1, **call)
     larger = ours("a", image=pil(8, 8), height=32, width=48, num_inference_steps=1).images[0]
     assert larger.size == (48, 32)
+    assert larger.settings["guidance_scale"] == 9.0
 
 
 def test_guiders_of_the_family_have_their_effect(both):
