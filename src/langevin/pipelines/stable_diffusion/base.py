@@ -21,7 +21,7 @@ from langevin.media.images import VaeImageProcessor, pictures
 from langevin.outputs import StableDiffusionPipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call, compose_guiders
-from langevin.pipelines.stable_diffusion.given import TextGiven
+from langevin.pipelines.stable_diffusion.given import FamilyGiven, TextGiven
 from langevin.prompts.readers.base import How, Reading, TextReader
 from langevin.prompts.readers.clip import CLIPReader
 from langevin.prompts.textual_inversion import TextualInversionLoaderMixin
@@ -32,16 +32,176 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
-    """Parts, prompts and the course of a call. A pipeline of the family names its call's arguments, turns those that
-    are its own into guiders, and hands both to :meth:`generate`.
+class LatentPipeline(DiffusionPipeline):
+    """The course of a call of Stable Diffusion's family, whatever the network is told, texts or pictures.
+
+    A pipeline of the family names its call's arguments, turns those that are its own into guiders, and hands both to
+    :meth:`generate`. What its network is told, :meth:`read` says.
     """
+
+    _exclude_from_cpu_offload = ["safety_checker"]
+    _callback_tensor_inputs = ["latents"]
+    _scheduler_needs: Mapping[str, Any] = {"steps_offset": 1, "clip_sample": False}
+
+    _resample = "lanczos"  # how given pictures are resized
+
+    #: parts that pipelines of the family with other constructors may lack
+    safety_checker: Any = None
+    feature_extractor: Any = None
+
+    def take_parts(self, **parts: Any) -> None:
+        """Make these the pipeline's parts. Those that a pipeline of the family may lack are None where it does.
+
+        Raises:
+            ValueError: a safety checker comes without a feature extractor.
+        """
+        if parts.get("safety_checker") is not None and parts.get("feature_extractor") is None:
+            raise ValueError("a safety_checker needs a feature_extractor; give one, or pass safety_checker=None")
+        scheduler = modernised(parts["scheduler"], self._scheduler_needs)
+        self.register_modules(**{**parts, "scheduler": scheduler})
+        channels = 4 if self.vae is None else self.vae.config.latent_channels
+        self.image_processor = VaeImageProcessor(
+            vae_scale_factor=self.vae_scale_factor, vae_latent_channels=channels, resample=self._resample
+        )
+
+    @property
+    def codec(self) -> Codec:
+        """From pictures to what the network denoises, and back."""
+        if self.vae is None:  # latents are all that such a pipeline gives
+            return PlainCodec(2, self.unet.config.in_channels, self.vae_scale_factor)
+        return VaeCodec(self.vae)
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent in each direction."""
+        return VaeCodec(self.vae).scale_factor if self.vae is not None else 8
+
+    def generate(self, given: FamilyGiven, parts: Sequence[Guider] = (), size: Sequence[int] | None = None) -> Any:
+        """Make pictures: read what they are made from, denoise, decode.
+
+        Args:
+            given: the call's arguments.
+            parts: what makes this pipeline the one that it is. They come after classifier-free guidance and before
+                the caller's ``control`` and ``guiders``; among them may be another kind of guidance.
+            size: height and width in pixels, where they are not what ``given`` says.
+        """
+        if given.guidance_scale is None:
+            given = given.changed(guidance_scale=self.call_default("guidance_scale", 7.5))
+        shape = partial(self.codec.shape, size=size or self.size(given.height, given.width))
+        run = self.plan(given)
+        told = self.read(given, steps=len(run) if given.own_schedule else given.num_inference_steps)
+        call = Call(self, given, told.batch)
+        setup = call.stage(
+            self.unet,
+            self.scheduler,
+            shape(told.batch),
+            told.branches,
+            [*([] if told.guider is None else [told.guider]), *self.guidance(given, parts)],
+            run=run,
+            steps=None if given.own_schedule else given.num_inference_steps,
+            codec=self.codec,
+            latents=given.latents,
+            fixed={"cross_attention_kwargs": given.cross_attention_kwargs} if given.cross_attention_kwargs else {},
+            encode_text=told.again,
+            pair_images=given.pair_images,
+            pictures=given.num_images_per_prompt,
+        )
+        x = call.denoise(setup)
+        if given.output_type == "latent":
+            return self.output(call.deliver(x))
+        return self.hand_out(call, call.decode(setup, x))
+
+    def read(self, given: Any, steps: int) -> Reading:
+        """What the network is told in a call of so many steps, as branches of conditions."""
+        raise NotImplementedError(f"{type(self).__name__} has no read(), which says what its network is told")
+
+    def plan(self, given: FamilyGiven) -> Run:
+        """The scheduler's run: so many steps, or those that the caller names."""
+        return self.scheduler.plan(
+            None if given.own_schedule else given.num_inference_steps,
+            timesteps=given.timesteps,
+            sigmas=given.sigmas,
+            **({"eta": given.eta} if "eta" in self.scheduler.run_options else {}),
+        )
+
+    def guidance(self, given: FamilyGiven, parts: Sequence[Guider]) -> list[Guider]:
+        """The call's guiders in order."""
+        scale = given.guidance_scale or 0.0
+        added = [*parts, *given.control, *given.guiders]
+        if self.guides_itself:
+            return [DistilledGuidance(scale), *added]
+        return compose_guiders(scale, given.guidance_rescale, added)
+
+    def has_negative(self, given: FamilyGiven) -> bool:
+        """Whether a call has a negative branch: where guidance, or any guider, may want it."""
+        wanted = (given.guidance_scale or 0) > 1 or given.control or given.guiders
+        return bool(wanted) and not self.guides_itself
+
+    @property
+    def guides_itself(self) -> bool:
+        """Whether the network has learned guidance, and is told its scale; see :mod:`langevin.guiders.distilled`."""
+        return bool(self.unet.config.get("time_cond_proj_dim"))
+
+    def spread_arguments(self, given: Any) -> dict[str, bool]:
+        return {name: given.pair_images for name in ("image", "mask_image") if hasattr(given, name)}
+
+    def hand_out(self, call: Call, pixels: Tensor) -> Any:
+        """Decoded pictures as the call gives them, after the safety checker has seen them."""
+        given: Any = call.given
+        flagged = self.flagged(pixels)
+        if flagged is not None and given.safety_action == "blackout":
+            pixels = blacked_out(pixels, flagged)
+        return self.output(call.deliver(pixels, num_images_per_prompt=None), flagged)
+
+    def output(self, images: Any, flagged: list[bool] | None = None) -> Any:
+        """What the call returns, given its pictures and what the safety checker said of them."""
+        return StableDiffusionPipelineOutput(images, flagged)
+
+    def size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width in pixels, the model's own where None."""
+        factor = self.vae_scale_factor
+        config = self.unet.config
+        own = config.sample_size
+        if isinstance(own, int) and _before_0_9(config.get("_diffusers_version")):
+            own = max(own, 64)  # the first configs say 32 where 64 is meant
+        own_height, own_width = (own, own) if isinstance(own, int) else own
+        size = height or own_height * factor, width or own_width * factor
+        check_size(size, factor)
+        return size
+
+    def pixels(self, image: Any, height: int | None = None, width: int | None = None, **how: Any) -> Tensor:
+        """Pictures that a caller gave, ``(n, 3, height, width)`` in [-1, 1]; latents pass as they are.
+
+        ``how`` is for :meth:`~langevin.VaeImageProcessor.preprocess`.
+        """
+        if image is None:
+            raise ValueError("image is missing; give a PIL image, an array or a tensor in [0, 1], or a list of them")
+        images = pictures(image, latent_channels=self.image_processor.config.vae_latent_channels)
+        return self.image_processor.preprocess(images, height=height, width=width, **how)
+
+    def size_of(self, pixels: Tensor) -> tuple[int, int]:
+        """The height and width of pictures made from these pixels or latents."""
+        latents = self.vae is not None and pixels.shape[1] == self.vae.config.latent_channels
+        factor = self.vae_scale_factor if latents else 1
+        height, width = pixels.shape[-2:]
+        return height * factor, width * factor
+
+    def flagged(self, images: Tensor) -> list[bool] | None:
+        """What the safety checker says of decoded pictures; None without one."""
+        if self.safety_checker is None:
+            return None
+        pixels = self.feature_extractor(
+            self.image_processor.postprocess(images, output_type="pil"), return_tensors="pt"
+        ).pixel_values
+        return self.safety_checker.flag(pixels.to(images.device, self.safety_checker.dtype))
+
+
+class StableDiffusionBase(TextualInversionLoaderMixin, LatentPipeline):
+    """The usual parts and prompts, with the course of a call."""
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
     _optional_components = ["safety_checker", "feature_extractor", "image_encoder"]
-    _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
-    _scheduler_needs: Mapping[str, Any] = {"steps_offset": 1, "clip_sample": False}
 
     def __init__(
         self,
@@ -56,109 +216,26 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
         requires_safety_checker: bool = True,
     ) -> None:
         super().__init__()
-        if safety_checker is not None and feature_extractor is None:
-            raise ValueError("a safety_checker needs a feature_extractor; give one, or pass safety_checker=None")
-        self.register_modules(
+        self.take_parts(
             vae=vae,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             unet=unet,
-            scheduler=modernised(scheduler, self._scheduler_needs),
+            scheduler=scheduler,
             safety_checker=safety_checker,
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
         )
         self.register_to_config(requires_safety_checker=requires_safety_checker)
-        channels = 4 if vae is None else vae.config.latent_channels
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, vae_latent_channels=channels)
-
-    @property
-    def codec(self) -> Codec:
-        """From pictures to what the network denoises, and back."""
-        if self.vae is None:  # latents are all that such a pipeline gives
-            return PlainCodec(2, self.unet.config.in_channels, self.vae_scale_factor)
-        return VaeCodec(self.vae)
-
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels per latent in each direction."""
-        return VaeCodec(self.vae).scale_factor if self.vae is not None else 8
-
-    def generate(self, given: TextGiven, parts: Sequence[Guider] = (), size: Sequence[int] | None = None) -> Any:
-        """Make pictures: read the texts, denoise, decode.
-
-        Args:
-            given: the call's arguments.
-            parts: what makes this pipeline the one that it is. They come after classifier-free guidance and before
-                the caller's ``control`` and ``guiders``; among them may be another kind of guidance.
-            size: height and width in pixels, where they are not what ``given`` says.
-        """
-        if given.guidance_scale is None:
-            given = given.changed(guidance_scale=self.call_default("guidance_scale", 7.5))
-        shape = partial(self.codec.shape, size=size or self.size(given.height, given.width))
-        run = self.plan(given)
-        text = self.read(given, steps=len(run) if given.own_schedule else given.num_inference_steps)
-        call = Call(self, given, text.batch)
-        setup = call.stage(
-            self.unet,
-            self.scheduler,
-            shape(text.batch),
-            text.branches,
-            [*([] if text.guider is None else [text.guider]), *self.guidance(given, parts)],
-            run=run,
-            steps=None if given.own_schedule else given.num_inference_steps,
-            codec=self.codec,
-            latents=given.latents,
-            fixed={"cross_attention_kwargs": given.cross_attention_kwargs} if given.cross_attention_kwargs else {},
-            encode_text=text.again,
-            pair_images=given.pair_images,
-            pictures=given.num_images_per_prompt,
-        )
-        x = call.denoise(setup)
-        if given.output_type == "latent":
-            return StableDiffusionPipelineOutput(call.deliver(x), None)
-        return self.hand_out(call, call.decode(setup, x))
-
-    def plan(self, given: TextGiven) -> Run:
-        """The scheduler's run: so many steps, or those that the caller names."""
-        return self.scheduler.plan(
-            None if given.own_schedule else given.num_inference_steps,
-            timesteps=given.timesteps,
-            sigmas=given.sigmas,
-            **({"eta": given.eta} if "eta" in self.scheduler.run_options else {}),
-        )
-
-    def guidance(self, given: TextGiven, parts: Sequence[Guider]) -> list[Guider]:
-        """The call's guiders in order."""
-        scale = given.guidance_scale or 0.0
-        added = [*parts, *given.control, *given.guiders]
-        if self.unet.config.get("time_cond_proj_dim"):
-            return [DistilledGuidance(scale), *added]
-        return compose_guiders(scale, given.guidance_rescale, added)
-
-    def spread_arguments(self, given: Any) -> dict[str, bool]:
-        return {name: given.pair_images for name in ("image", "mask_image") if hasattr(given, name)}
-
-    def hand_out(self, call: Call, pixels: Tensor) -> Any:
-        """Decoded pictures as the call gives them, after the safety checker has seen them."""
-        given: Any = call.given
-        flagged = self.flagged(pixels)
-        if flagged is not None and given.safety_action == "blackout":
-            pixels = blacked_out(pixels, flagged)
-        return StableDiffusionPipelineOutput(call.deliver(pixels, num_images_per_prompt=None), flagged)
 
     def read(self, given: TextGiven, steps: int) -> Reading:
         """The texts of a call, as branches of conditions."""
-        guided = not self.unet.config.get("time_cond_proj_dim") and bool(
-            (given.guidance_scale or 0) > 1 or given.control or given.guiders
-        )
-
         return self.reader.read(
             given.prompt,
             given.negative_prompt,
             pictures=given.num_images_per_prompt,
             steps=steps,
-            with_negative=guided,
+            with_negative=self.has_negative(given),
             prompt_embeds=given.prompt_embeds,
             negative_prompt_embeds=given.negative_prompt_embeds,
             clip_skip=given.clip_skip,
@@ -199,44 +276,6 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
     def reader(self) -> TextReader:
         """What turns texts into branches of conditions."""
         return CLIPReader(self.tokenizer, self.text_encoder, device=self._execution_device, dtype=self.unet.dtype)
-
-    def size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Height and width in pixels, the model's own where None."""
-        factor = self.vae_scale_factor
-        config = self.unet.config
-        own = config.sample_size
-        if isinstance(own, int) and _before_0_9(config.get("_diffusers_version")):
-            own = max(own, 64)  # the first configs say 32 where 64 is meant
-        own_height, own_width = (own, own) if isinstance(own, int) else own
-        size = height or own_height * factor, width or own_width * factor
-        check_size(size, factor)
-        return size
-
-    def pixels(self, image: Any, height: int | None = None, width: int | None = None, **how: Any) -> Tensor:
-        """Pictures that a caller gave, ``(n, 3, height, width)`` in [-1, 1]; latents pass as they are.
-
-        ``how`` is for :meth:`~langevin.VaeImageProcessor.preprocess`.
-        """
-        if image is None:
-            raise ValueError("image is missing; give a PIL image, an array or a tensor in [0, 1], or a list of them")
-        images = pictures(image, latent_channels=self.image_processor.config.vae_latent_channels)
-        return self.image_processor.preprocess(images, height=height, width=width, **how)
-
-    def size_of(self, pixels: Tensor) -> tuple[int, int]:
-        """The height and width of pictures made from these pixels or latents."""
-        latents = self.vae is not None and pixels.shape[1] == self.vae.config.latent_channels
-        factor = self.vae_scale_factor if latents else 1
-        height, width = pixels.shape[-2:]
-        return height * factor, width * factor
-
-    def flagged(self, images: Tensor) -> list[bool] | None:
-        """What the safety checker says of decoded pictures; None without one."""
-        if self.safety_checker is None:
-            return None
-        pixels = self.feature_extractor(
-            self.image_processor.postprocess(images, output_type="pil"), return_tensors="pt"
-        ).pixel_values
-        return self.safety_checker.flag(pixels.to(images.device, self.safety_checker.dtype))
 
 
 def blacked_out(pixels: Tensor, which: Sequence[bool]) -> Tensor:

@@ -33,32 +33,68 @@ Side = Annotated[int, Range(1, 2**16)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextGiven(Given):
-    """What every pipeline of the family takes.
+class FamilyGiven(Given):
+    """What every pipeline of the family takes, whatever its network is told.
 
     Args:
-        prompt: a text, or one per picture; or give ``prompt_embeds``. A text may change during the run, as in
-            ``a [red:blue:0.4] cat``; see :mod:`langevin.prompts.editing`.
         height, width: pixels, multiples of ``vae_scale_factor``; the model's own size if None.
         num_inference_steps: more steps, finer pictures.
         timesteps, sigmas: visit these timesteps instead, descending; or these noise levels, descending, and the one to
             end at (usually 0).
-        guidance_scale: how strictly to follow the prompt; 1 is off. None: what the checkpoint names, else 7.5.
-        negative_prompt: what to move away from; a text, or one per prompt.
+        guidance_scale: how strictly to follow what the network is told; 1 is off. None: what the checkpoint names, else
+            7.5.
         num_images_per_prompt: pictures of each prompt.
         eta: share of fresh noise in each step, for schedulers that know it (DDIM: 0 to 1).
         latents: start from this instead of noise, ``(pictures, channels, height / factor, width / factor)``.
-        prompt_embeds, negative_prompt_embeds: embeddings in the texts' place, ``(prompts, tokens, dim)``.
-        ip_adapter_image, ip_adapter_image_embeds: not there yet; None is taken.
         output_type: "pil", "np" ``(batch, height, width, channels)`` or "pt" ``(batch, channels, height, width)``, both
             in [0, 1], or "latent", the latents as they are.
         cross_attention_kwargs: handed to the network.
         guidance_rescale: φ of Lin et al. 2023; 0 is off.
-        clip_skip: how many of the text encoder's last layers to leave out.
         control: control networks with their pictures, ``[Control(net, picture, scale=0.8)]``; see
             :class:`langevin.Control`.
         pair_images: where several pictures are given for as many prompts, and ``num_images_per_prompt`` is above 1:
             True gives each prompt its own picture; False repeats the list as a whole, as the reference does.
+        safety_action: what to do with pictures that the safety checker flags: black them out, or only say so.
+    """
+
+    height: Side | None = None
+    width: Side | None = None
+    num_inference_steps: Count = 50
+    timesteps: Sequence[float] | None = None
+    sigmas: Sequence[float] | None = None
+    guidance_scale: float | None = None
+    num_images_per_prompt: Count = 1
+    eta: Share = 0.0
+    latents: Tensor | None = None
+    output_type: Literal["pil", "np", "pt", "latent"] = "pil"  # type: ignore[assignment]
+    cross_attention_kwargs: dict[str, Any] | None = None
+    guidance_rescale: Share = 0.0
+    control: Sequence[Guider] = ()
+    pair_images: bool = False
+    safety_action: Literal["blackout", "flag"] = "blackout"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_lists("control")
+
+    @property
+    def own_schedule(self) -> bool:
+        """Whether the caller names the levels to visit."""
+        return self.timesteps is not None or self.sigmas is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextGiven(FamilyGiven):
+    """What every pipeline takes whose network is told texts.
+
+    Args:
+        prompt: a text, or one per picture; or give ``prompt_embeds``. A text may change during the run, as in
+            ``a [red:blue:0.4] cat``; see :mod:`langevin.prompts.editing`.
+        guidance_scale: how strictly to follow the prompt; 1 is off. None: what the checkpoint names, else 7.5.
+        negative_prompt: what to move away from; a text, or one per prompt.
+        prompt_embeds, negative_prompt_embeds: embeddings in the texts' place, ``(prompts, tokens, dim)``.
+        ip_adapter_image, ip_adapter_image_embeds: not there yet; None is taken.
+        clip_skip: how many of the text encoder's last layers to leave out.
         clip_skip_negative: apply ``clip_skip`` to the negative prompt too.
         prompt_weighting: how prompts are read. "compel": ``a (red cat)1.3 with a hat--``, see
             :mod:`langevin.prompts.compel`. "a1111", "comfyui": ``a (red cat:1.3) with a [hat]`` and the numbers of
@@ -66,38 +102,21 @@ class TextGiven(Given):
         long_prompts: "chunk" reads a prompt longer than the text encoder's window (77 tokens) in several windows;
             prompt and negative prompt get the same number. "cut" reads the first one only, as the reference does, and
             names the words lost in a warning.
-        safety_action: what to do with pictures that the safety checker flags: black them out, or only say so.
     """
 
     prompt: str | Sequence[str] | None = field(default=None, kw_only=False)
-    height: Side | None = None
-    width: Side | None = None
-    num_inference_steps: Count = 50
-    timesteps: Sequence[float] | None = None
-    sigmas: Sequence[float] | None = None
-    guidance_scale: float | None = None
     negative_prompt: str | Sequence[str] | None = None
-    num_images_per_prompt: Count = 1
-    eta: Share = 0.0
-    latents: Tensor | None = None
     prompt_embeds: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
     ip_adapter_image: Any = None
     ip_adapter_image_embeds: Any = None
-    output_type: Literal["pil", "np", "pt", "latent"] = "pil"  # type: ignore[assignment]
-    cross_attention_kwargs: dict[str, Any] | None = None
-    guidance_rescale: Share = 0.0
     clip_skip: Annotated[int, Range(0)] | None = None
-    control: Sequence[Guider] = ()
-    pair_images: bool = False
     clip_skip_negative: bool = False
     prompt_weighting: str = "compel"
     long_prompts: Literal["chunk", "cut"] = "chunk"
-    safety_action: Literal["blackout", "flag"] = "blackout"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_lists("control")
         for name in ("ip_adapter_image", "ip_adapter_image_embeds"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} was given, and IP-Adapters are not there yet; leave it out")
@@ -108,11 +127,6 @@ class TextGiven(Given):
             raise ValueError(f"{given} of prompt and prompt_embeds given; give exactly one")
         if self.negative_prompt is not None and self.negative_prompt_embeds is not None:
             raise ValueError("both negative_prompt and negative_prompt_embeds given; give at most one")
-
-    @property
-    def own_schedule(self) -> bool:
-        """Whether the caller names the levels to visit."""
-        return self.timesteps is not None or self.sigmas is not None
 
 
 def check_texts(name: str, value: Any) -> None:
