@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from langevin.media.checks import masks, pictures
-from langevin.media.crops import check_box, crop_to_box, framed, scaled_box
+from langevin.media.crops import check_box, crop_to_box, scaled_box
+from langevin.media.framing import framed
 from langevin.media.images import VaeImageProcessor, load_image
 from langevin.media.load import WrongPicture, opened
 

@@ -28,7 +28,7 @@ from langevin.cli import again
 from langevin.cli.errors import Failure, harmless
 from langevin.cli.trust import Trust
 from langevin.media.checks import masks, pictures
-from langevin.media.crops import framed
+from langevin.media.framing import framed
 from langevin.media.images import Picture, VaeImageProcessor, to_tensor
 from langevin.media.recording import recorded, recorded_row, reread
 from langevin.media.schema import TABLE, WrongSettings, check_settings

@@ -13,7 +13,7 @@ from langevin.media.convert import (
     to_tensor,
     to_uint8,
 )
-from langevin.media.crops import framed
+from langevin.media.framing import framed
 from langevin.media.grids import contact_sheet, make_image_grid
 from langevin.media.load import WrongPicture, load_image, to_8_bit, to_rgb
 from langevin.media.picture import Picture
