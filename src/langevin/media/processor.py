@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import warnings
 from collections.abc import Sequence
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,21 @@ def _widen(start: int, end: int, wanted: int, limit: int) -> tuple[int, int]:
     return start, min(end, limit)
 
 
+@dataclass
+class ProcessorConfig:
+    """What a :class:`VaeImageProcessor` was told; see there."""
+
+    do_resize: bool
+    vae_scale_factor: int
+    vae_latent_channels: int
+    resample: str
+    reducing_gap: float | None
+    do_normalize: bool
+    do_binarize: bool
+    do_convert_rgb: bool
+    do_convert_grayscale: bool
+
+
 class VaeImageProcessor:
     """Pictures into tensors for the network (``preprocess``) and back (``postprocess``).
 
@@ -76,12 +91,21 @@ class VaeImageProcessor:
         do_convert_rgb: bool = False,
         do_convert_grayscale: bool = False,
     ) -> None:
-        options = {name: value for name, value in locals().items() if name != "self"}
         if do_convert_rgb and do_convert_grayscale:
             raise ValueError("do_convert_rgb and do_convert_grayscale exclude each other; choose one")
         if resample not in _FILTERS:
             raise ValueError(f"resample is {resample!r}, it must be one of: {', '.join(_FILTERS)}")
-        self.config = SimpleNamespace(**options)
+        self.config = ProcessorConfig(
+            do_resize,
+            vae_scale_factor,
+            vae_latent_channels,
+            resample,
+            reducing_gap,
+            do_normalize,
+            do_binarize,
+            do_convert_rgb,
+            do_convert_grayscale,
+        )
 
     numpy_to_pil = staticmethod(convert.numpy_to_pil)
     pil_to_numpy = staticmethod(convert.pil_to_numpy)
