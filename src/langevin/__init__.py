@@ -27,7 +27,13 @@ _PUBLIC = {
     "langevin.pipelines.stable_diffusion.depth2img": ["StableDiffusionDepth2ImgPipeline"],
     "langevin.pipelines.stable_diffusion.upscale": ["StableDiffusionUpscalePipeline"],
     "langevin.pipelines.stable_diffusion.image_variation": ["StableDiffusionImageVariationPipeline"],
-    "langevin.pipelines.unconditional": ["DDIMPipeline", "DDPMPipeline"],
+    "langevin.pipelines.unconditional": [
+        "DDIMPipeline",
+        "DDPMPipeline",
+        "KarrasVePipeline",
+        "PNDMPipeline",
+        "ScoreSdeVePipeline",
+    ],
     "langevin.outputs": [
         "ImagePipelineOutput",
         "StableDiffusionPipelineOutput",

@@ -1,9 +1,14 @@
-"""Unconditional pictures in pixel space: DDPM (2006.11239) and DDIM (2010.02502)."""
+"""Unconditional pictures in pixel space: DDPM (2006.11239), DDIM (2010.02502), PNDM (2202.09778), score SDEs
+(2011.13456) and the sampler of Karras et al. (2206.00364).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from langevin.checks import Count, Share
 from langevin.codecs.pixels import PixelCodec
@@ -54,19 +59,26 @@ class UnconditionalPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
 
+    _low = -1.0  # what black is to the network
+
+    def network(self) -> Callable[..., Any]:
+        """What denoises: the UNet, or a function around it."""
+        return self.unet
+
     def generate(self, given: UnconditionalGiven, **options: Any) -> ImagePipelineOutput:
         """Make pictures; ``options`` are of the scheduler's run, where it takes them."""
-        codec = PixelCodec(self.unet.config.in_channels)
+        codec = PixelCodec(self.unet.config.in_channels, self._low)
         size = self.unet.config.sample_size
         call = Call(self, given, given.batch_size)
         setup = call.stage(
-            self.unet,
+            self.network(),
             self.scheduler,
             codec.shape(given.batch_size, (size, size) if isinstance(size, int) else size),
             guiders=given.guiders,
             steps=given.num_inference_steps,
             options=options,
             codec=codec,
+            dtype=self.unet.dtype,
         )
         return ImagePipelineOutput(call.deliver(call.decode(setup, call.denoise(setup)), batch_size=None))
 
@@ -104,3 +116,94 @@ class DDIMPipeline(UnconditionalPipeline):
     def __call__(self, given: DDIMGiven) -> Any:
         """Make ``batch_size`` pictures."""
         return self.generate(given, eta=given.eta, use_clipped_model_output=bool(given.use_clipped_model_output))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PNDMGiven(UnconditionalGiven):
+    """Arguments of :class:`PNDMPipeline`."""
+
+    num_inference_steps: Count = 50
+
+    positional = "batch_size num_inference_steps generator output_type return_dict"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSdeGiven(PNDMGiven):
+    """Arguments of pipelines in continuous time.
+
+    Args:
+        as_published: count as the paper does, so that a picture does not depend on the others of its batch; False is
+            as the reference does. See the scheduler.
+    """
+
+    num_inference_steps: Count = 2000
+    as_published: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class KarrasVeGiven(ScoreSdeGiven):
+    """Arguments of :class:`KarrasVePipeline`."""
+
+    num_inference_steps: Count = 50
+
+
+class PNDMPipeline(UnconditionalPipeline):
+    """Unconditional pictures by PNDM; any scheduler it is given is turned into one.
+
+    Example:
+        >>> from langevin import PNDMPipeline
+        >>> pipe = PNDMPipeline.from_pretrained("langevin/shapes-unconditional")
+        >>> images = pipe(batch_size=4, num_inference_steps=50, seed=7).images
+    """
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        from langevin.schedulers.timesteps.pndm import PNDMScheduler
+
+        super().__init__(unet, PNDMScheduler.from_config(scheduler.config))
+
+    @takes(PNDMGiven)
+    def __call__(self, given: PNDMGiven) -> Any:
+        """Make ``batch_size`` pictures."""
+        return self.generate(given)
+
+
+class ScoreSdeVePipeline(UnconditionalPipeline):
+    """Unconditional pictures by the reverse of a variance-exploding SDE, predictor and corrector: Song et al. 2021
+    (2011.13456), algorithm 2. The network gives the score, is told σ, and knows pixels in [0, 1].
+
+    Example:
+        >>> from langevin import ScoreSdeVePipeline
+        >>> pipe = ScoreSdeVePipeline.from_pretrained("google/ncsnpp-church-256")
+        >>> images = pipe(num_inference_steps=1000, seed=7).images
+    """
+
+    _low = 0.0
+
+    @takes(ScoreSdeGiven)
+    def __call__(self, given: ScoreSdeGiven) -> Any:
+        """Make ``batch_size`` pictures."""
+        return self.generate(given, as_published=given.as_published)
+
+
+class KarrasVePipeline(UnconditionalPipeline):
+    """Unconditional pictures by the stochastic sampler of Karras et al. 2022 (2206.00364), algorithm 2, from networks
+    that were trained on variance-exploding noise: they are told σ/2, shown pixels in [0, 1], and give what σ/2
+    scales.
+
+    Example:
+        >>> from langevin import KarrasVePipeline
+        >>> pipe = KarrasVePipeline.from_pretrained("google/ncsnpp-celebahq-256")
+        >>> images = pipe(num_inference_steps=20, seed=7).images
+    """
+
+    def network(self) -> Callable[..., Any]:
+        def preconditioned(x: Tensor, sigma: float, return_dict: bool = False, **told: Any) -> tuple[Tensor]:
+            """Table 1's F for this kind of network."""
+            return (sigma / 2 * self.unet((x + 1) / 2, sigma / 2, return_dict=False, **told)[0],)
+
+        return preconditioned
+
+    @takes(KarrasVeGiven)
+    def __call__(self, given: KarrasVeGiven) -> Any:
+        """Make ``batch_size`` pictures."""
+        return self.generate(given, as_published=given.as_published)

@@ -130,6 +130,11 @@ class ScoreSdeVeScheduler(SchedulerMixin):
         self.set_sigmas(num_train_timesteps)
 
     @property
+    def order(self) -> int:  # type: ignore[override]
+        """Network calls in a step: the corrector's, and the predictor's."""
+        return self.config.correct_steps + 1
+
+    @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the noise that a run begins with."""
         return self.config.sigma_max
