@@ -30,6 +30,8 @@ def check(parts: Mapping[str, Any], root: Path) -> None:
             f"the text_encoder gives {states} (hidden_size); use the text encoder that the unet was trained with."
         )
     painted, latents = _number(unet, "out_channels"), _number(vae, "latent_channels")
+    if painted and _number(unet, "time_cond_proj_dim") and painted == (latents or 0) + 1:
+        painted = latents  # the latent upscaler's paints an estimate of its own error too
     if painted and latents and painted not in (latents, 2 * latents):
         raise CheckpointError(
             f"The parts of {root} do not belong together: the unet paints {painted} channels (out_channels), the vae "
