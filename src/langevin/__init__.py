@@ -27,6 +27,7 @@ _PUBLIC = {
     "langevin.pipelines.stable_diffusion.depth2img": ["StableDiffusionDepth2ImgPipeline"],
     "langevin.pipelines.stable_diffusion.upscale": ["StableDiffusionUpscalePipeline"],
     "langevin.pipelines.stable_diffusion.image_variation": ["StableDiffusionImageVariationPipeline"],
+    "langevin.pipelines.stable_diffusion.latent_upscale": ["StableDiffusionLatentUpscalePipeline"],
     "langevin.pipelines.unconditional": [
         "DDIMPipeline",
         "DDPMPipeline",
@@ -103,6 +104,7 @@ _PUBLIC = {
     "langevin.guiders.image_start": ["ImageStart"],
     "langevin.guiders.inpaint": ["Inpaint"],
     "langevin.guiders.instruct": ["ImageChannels", "InstructGuidance"],
+    "langevin.guiders.latent_upscale": ["EnlargedLatents"],
     "langevin.guiders.low_resolution": ["LowResolution"],
     "langevin.guiders.prompt_schedule": ["PromptSchedule"],
     "langevin.guiders.self_attention": ["SelfAttentionGuidance"],

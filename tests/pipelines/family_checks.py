@@ -29,12 +29,36 @@ SCHEDULERS = {
     "dpm++ 2m karras": ("DPMSolverMultistepScheduler", dict(use_karras_sigmas=True)),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
+SAMPLE = {
+    f"{name} sample": (cls, {**config, "prediction_type": "sample"})
+    for name, (cls, config) in {**SCHEDULERS, "dpm++": ("DPMSolverMultistepScheduler", {})}.items()
+}
+"""The same for networks that predict the clean x."""
 UNETS = {
     "sd1": {},
     "sd2": dict(use_linear_projection=True, attention_head_dim=(2, 4), upcast_attention=True),
     "distilled": dict(time_cond_proj_dim=16),
     "inpaint": dict(in_channels=9),
     "pix2pix": dict(in_channels=8),
+    "latent upscale": dict(in_channels=8, out_channels=5, time_cond_proj_dim=128 + 24),
+    "latent upscale k": dict(
+        in_channels=8,
+        out_channels=5,
+        time_cond_proj_dim=128 + 24,
+        block_out_channels=(32, 64, 64),
+        attention_head_dim=8,
+        norm_num_groups=None,
+        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D", "KCrossAttnDownBlock2D"),
+        mid_block_type=None,
+        up_block_types=("KCrossAttnUpBlock2D", "KCrossAttnUpBlock2D", "KUpBlock2D"),
+        time_embedding_type="fourier",
+        timestep_post_act="gelu",
+        act_fn="gelu",
+        conv_in_kernel=1,
+        conv_out_kernel=1,
+        resnet_time_scale_shift="scale_shift",
+        cross_attention_norm="layer_norm",
+    ),
     "upscale": dict(in_channels=7, num_class_embeds=1000),
     "upscale sd2": dict(in_channels=7, num_class_embeds=1000, use_linear_projection=True, attention_head_dim=(2, 4)),
     "depth": dict(in_channels=5),
@@ -64,7 +88,7 @@ class Twins:
             ours = langevin.StableDiffusionPipeline.from_pretrained(folder / "checkpoint")
             self.made[unet, safety] = ours.components, pipe.components
         names = (name, name) if isinstance(name, str) else name
-        chosen, config = SCHEDULERS[scheduler]
+        chosen, config = {**SCHEDULERS, **SAMPLE}[scheduler]
         pipes = []
         for k, library in enumerate((langevin, diffusers)):
             cls = getattr(library, names[k]) if isinstance(names[k], str) else names[k]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 
 import numpy as np
@@ -46,6 +47,17 @@ TASKS = {
         dict(height=16, width=24, window_size=8, window_stride=2, view_batch_size=2),
     ),
 }
+# walked through with one scheduler and one control network, since each of them costs as much as text to image
+LATER_TASKS = {
+    "depth": (
+        "StableDiffusionDepth2ImgPipeline",
+        "depth",
+        dict(image=picture(), depth_map=torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(3))),
+    ),
+    "upscaling": ("StableDiffusionUpscalePipeline", "upscale", dict(image=picture(8, 8))),
+    "latent upscaling": ("StableDiffusionLatentUpscalePipeline", "latent upscale", dict(image=picture(8, 8))),
+}
+LATER = "euler a"
 # guider -> (with its effect, and the same without any)
 EXCITE = dict(attn_res=(4, 4), thresholds={1: 0.6})
 GUIDERS = {
@@ -93,10 +105,13 @@ def controls(nets):
 def paint(twins, controls):
     """A function that makes the picture of a combination; pictures are kept."""
     pipes = {}
-    for cls, unet, _ in TASKS.values():
+    more = dict(requires_safety_checker=False, low_res_scheduler=langevin.DDPMScheduler(), depth_estimator=None)
+    for task, (cls, unet, _) in {**TASKS, **LATER_TASKS}.items():
         components = twins(unet=unet)[0].components
-        for name, scheduler in SCHEDULERS.items():
-            pipe = getattr(langevin, cls)(**{**components, "scheduler": scheduler}, requires_safety_checker=False)
+        takes = inspect.signature(getattr(langevin, cls).__init__).parameters
+        for name in [LATER] if task in LATER_TASKS else SCHEDULERS:
+            parts = {**components, **more, "scheduler": SCHEDULERS[name]}
+            pipe = getattr(langevin, cls)(**{part: value for part, value in parts.items() if part in takes})
             pipe.set_progress_bar_config(disable=True)
             pipes[cls, unet, name] = pipe
     kept: dict = {}
@@ -104,7 +119,7 @@ def paint(twins, controls):
     def make(task, guider="none", control="none", scheduler="ddim", *, idle=(), fresh=False, **options):
         key = (task, guider, control, scheduler, tuple(idle), str(sorted(options)))
         if key not in kept or fresh:
-            cls, unet, call = TASKS[task]
+            cls, unet, call = {**TASKS, **LATER_TASKS}[task]
             pair = (OF_INSTRUCTIONS if task == "instruction" else {}).get(guider, GUIDERS[guider])
             guiders = [pair["guider" in idle]] if pair else []
             chosen = controls[control]["control" in idle]
@@ -123,7 +138,10 @@ def paint(twins, controls):
     return make
 
 
-COMBINATIONS = list(itertools.product(TASKS, GUIDERS, ("none", "one", "two"), SCHEDULERS))
+COMBINATIONS = [
+    *itertools.product(TASKS, GUIDERS, ("none", "one", "two"), SCHEDULERS),
+    *itertools.product(LATER_TASKS, GUIDERS, ("none", "one"), [LATER]),
+]
 
 
 @pytest.mark.parametrize(("task", "guider", "control", "scheduler"), COMBINATIONS, ids=str)

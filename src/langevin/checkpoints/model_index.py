@@ -84,7 +84,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f"nearest: {', '.join(close)}"
-    return f"it has: {', '.join(known)}" if len(known) <= 12 else "no name in langevin.__all__ is like it"
+    return f"it has: {', '.join(known)}" if len(known) <= 40 else "no name in langevin.__all__ is like it"
 
 
 def origin(part: Any) -> tuple[str | None, str | None]:

@@ -177,6 +177,66 @@ def control(
     run(picture, prompt=prompt, net=net, scale=scale, start=start, stop=stop, guess=guess, **options)
 
 
+Model = Annotated[str, typer.Option("--model", "-m", help="name, folder, or hub id of a model made for it")]
+Shown = Annotated[str, typer.Argument(help='what the picture shows; "-" reads it from standard input')]
+
+
+@app.command()
+@also_takes(generate, evaluate=True)
+def upscale(
+    picture: Picture,
+    model: Model,
+    prompt: Shown = "",
+    noise: Annotated[
+        int | None, typer.Option(min=0, help="added to the picture; more leaves more to the model")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=8, help="work in windows of so many latents, for large pictures; 64 is usual")
+    ] = None,
+    **options: Any,
+) -> None:
+    """Make a picture larger, with an upscaler: four times, or twice with a latent upscaler.
+
+    Example: langevin upscale small.png "a white cat" --model stabilityai/stable-diffusion-x4-upscaler --out large.png
+    """
+    from langevin.cli.tasks import upscale as run
+
+    run(picture, prompt=prompt, model=model, noise=noise, window=window, **options)
+
+
+@app.command()
+@also_takes(generate, ("prompt", "negative", "grammar"), evaluate=True)
+def vary(picture: Picture, model: Model, **options: Any) -> None:
+    """Make pictures like a picture, with a model that is told pictures instead of prompts.
+
+    Example: langevin vary cat.png --model lambdalabs/sd-image-variations-diffusers --count 4 --out like.png
+    """
+    from langevin.cli.tasks import vary as run
+
+    run(picture, model=model, **options)
+
+
+@app.command()
+@also_takes(generate, evaluate=True)
+def depth(
+    picture: Picture,
+    prompt: Prompt,
+    model: Model,
+    map: Annotated[
+        Path | None, typer.Option("--map", help="a grey picture, lighter is nearer; else the model estimates it")
+    ] = None,
+    strength: Strength = None,
+    **options: Any,
+) -> None:
+    """Paint a picture anew, and keep how near everything is.
+
+    Example: langevin depth room.png "a room of ice" --model stabilityai/stable-diffusion-2-depth --out ice.png
+    """
+    from langevin.cli.tasks import depth as run
+
+    run(picture, prompt=prompt, model=model, map=map, strength=strength, **options)
+
+
 @app.command()
 def prompt(
     prompt: Annotated[str, typer.Argument(help='the prompt; "-" reads it from standard input')],

@@ -94,6 +94,7 @@ _OPTIONS = {
     "control": "control pictures",
     "image": "picture to work on",
     "mask_image": "mask",
+    "noise_level": "--noise",
 }
 
 

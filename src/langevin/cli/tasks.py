@@ -1,4 +1,4 @@
-"""``langevin edit``, ``inpaint`` and ``control``: pictures made from pictures."""
+"""``langevin edit``, ``inpaint``, ``control``, ``upscale``, ``vary`` and ``depth``: pictures made from pictures."""
 
 from __future__ import annotations
 
@@ -91,6 +91,49 @@ def control(picture: Path, *, net: str, scale: float, start: float, stop: float,
         return pipe, {"control": control, "width": width, "height": height}
 
     generate(prepare=prepare, **options)
+
+
+def upscale(picture: Path, *, noise: int | None, window: int | None, **options: Any) -> None:
+    """Make a picture larger with an upscaler, whole or in windows that overlap by half."""
+    image = read(picture)
+
+    def prepare(pipe: Any) -> tuple[Any, dict[str, Any]]:
+        from langevin import Windows
+
+        _check_kind(pipe, "upscale", "StableDiffusionUpscalePipeline", "StableDiffusionLatentUpscalePipeline")
+        parts = None if window is None else [Windows(window, max(window // 2, 1), smooth=True)]
+        return pipe, {"image": image, "noise_level": noise, "guiders": parts}
+
+    generate(prepare=prepare, **options)
+
+
+def vary(picture: Path, **options: Any) -> None:
+    """Make pictures like a picture."""
+    image = read(picture)
+
+    def prepare(pipe: Any) -> tuple[Any, dict[str, Any]]:
+        _check_kind(pipe, "vary", "StableDiffusionImageVariationPipeline")
+        return pipe, {"image": image}
+
+    generate(prepare=prepare, prompt=None, negative=None, grammar=None, **options)
+
+
+def depth(picture: Path, *, map: Path | None, strength: float | None, **options: Any) -> None:
+    """Paint a picture anew with its depth, from a grey picture or estimated."""
+    image = read(picture)
+    near = None if map is None else read(map)
+
+    def prepare(pipe: Any) -> tuple[Any, dict[str, Any]]:
+        _check_kind(pipe, "depth", "StableDiffusionDepth2ImgPipeline")
+        return pipe, {"image": image, "depth_map": near, "strength": strength}
+
+    generate(prepare=prepare, **options)
+
+
+def _check_kind(pipe: Any, command: str, *kinds: str) -> None:
+    """Raises BadUsage unless the pipeline is one of these."""
+    if type(pipe).__name__ not in kinds:
+        raise BadUsage(f"langevin {command} needs a {' or a '.join(kinds)}; this model is a {type(pipe).__name__}")
 
 
 def read(picture: Path) -> Any:

@@ -22,6 +22,7 @@ from langevin.outputs import StableDiffusionPipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call, compose_guiders
 from langevin.pipelines.stable_diffusion.given import FamilyGiven, TextGiven
+from langevin.prompts.readers.base import Given as Embeds
 from langevin.prompts.readers.base import How, Reading, TextReader
 from langevin.prompts.readers.clip import CLIPReader
 from langevin.prompts.textual_inversion import TextualInversionLoaderMixin
@@ -92,7 +93,7 @@ class LatentPipeline(DiffusionPipeline):
         told = self.read(given, steps=len(run) if given.own_schedule else given.num_inference_steps)
         call = Call(self, given, told.batch)
         setup = call.stage(
-            self.unet,
+            self.network,
             self.scheduler,
             shape(told.batch),
             told.branches,
@@ -110,6 +111,11 @@ class LatentPipeline(DiffusionPipeline):
         if given.output_type == "latent":
             return self.output(call.deliver(x))
         return self.hand_out(call, call.decode(setup, x))
+
+    @property
+    def network(self) -> Any:
+        """What denoises: the UNet, or a callable around it."""
+        return self.unet
 
     def read(self, given: Any, steps: int) -> Reading:
         """What the network is told in a call of so many steps, as branches of conditions."""
@@ -230,19 +236,24 @@ class StableDiffusionBase(TextualInversionLoaderMixin, LatentPipeline):
 
     def read(self, given: TextGiven, steps: int) -> Reading:
         """The texts of a call, as branches of conditions."""
+        positive, negative = self.given_embeds(given)
         return self.reader.read(
             given.prompt,
             given.negative_prompt,
             pictures=given.num_images_per_prompt,
             steps=steps,
             with_negative=self.has_negative(given),
-            prompt_embeds=given.prompt_embeds,
-            negative_prompt_embeds=given.negative_prompt_embeds,
+            prompt_embeds=positive,
+            negative_prompt_embeds=negative,
             clip_skip=given.clip_skip,
             clip_skip_negative=given.clip_skip_negative,
             prompt_weighting=given.prompt_weighting,
             long_prompts=given.long_prompts,
         )
+
+    def given_embeds(self, given: Any) -> tuple[Embeds, Embeds]:
+        """What the caller gave in the place of texts, for the positive and the negative branch."""
+        return given.prompt_embeds, given.negative_prompt_embeds
 
     def encode_prompt(
         self,

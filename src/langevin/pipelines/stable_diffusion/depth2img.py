@@ -13,6 +13,7 @@ from torch import Tensor
 
 from langevin.guiders.depth import DepthChannel
 from langevin.guiders.image_start import ImageStart
+from langevin.media.load import opened
 from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.given import takes
@@ -30,8 +31,9 @@ class DepthGiven(ImageToImageGiven):
     Args:
         image: PIL, numpy or tensor in [0, 1], or a list of them; or latents, which need a ``depth_map``. The result
             has its size, unless ``height`` and ``width`` say another.
-        depth_map: how near things are, ``(n, height, width)`` of any size and scale, larger is nearer; or a greyscale
-            PIL image, or a list of them. None: the pipeline's ``depth_estimator`` looks at ``image``.
+        depth_map: how near things are, ``(n, height, width)`` of any size and scale, larger is nearer; or a grey
+            PIL image, of which 8 bits count, or a list of them. None: the pipeline's ``depth_estimator`` looks at
+            ``image``.
     """
 
     depth_map: Any = field(default=None, kw_only=False)
@@ -130,8 +132,8 @@ def depth_tensor(depth: Any) -> Tensor:
     if isinstance(depth, (list, tuple)) and depth:
         return torch.cat([depth_tensor(one) for one in depth])
     if isinstance(depth, Image.Image):
-        if len(depth.getbands()) > 1:
-            depth = depth.convert("L")
+        depth = opened(depth, "depth_map", quiet=True)
+        depth = depth if depth.mode == "F" else depth.convert("L")
         depth = torch.from_numpy(np.asarray(depth, dtype=np.float32))
     if isinstance(depth, np.ndarray):
         depth = torch.from_numpy(depth).float()
