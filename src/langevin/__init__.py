@@ -21,8 +21,11 @@ _PUBLIC = {
     "langevin.pipelines.stable_diffusion.attend_and_excite": ["StableDiffusionAttendAndExcitePipeline"],
     "langevin.pipelines.stable_diffusion.controlnet": ["StableDiffusionControlNetPipeline"],
     "langevin.pipelines.stable_diffusion.instruct_pix2pix": ["StableDiffusionInstructPix2PixPipeline"],
+    "langevin.pipelines.stable_diffusion.alt_diffusion": ["AltDiffusionPipeline"],
+    "langevin.pipelines.stable_diffusion.alt_diffusion_img2img": ["AltDiffusionImg2ImgPipeline"],
     "langevin.pipelines.unconditional": ["DDIMPipeline", "DDPMPipeline"],
     "langevin.outputs": [
+        "AltDiffusionPipelineOutput",
         "ImagePipelineOutput",
         "StableDiffusionPipelineOutput",
         "StableDiffusionSafePipelineOutput",

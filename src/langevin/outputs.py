@@ -153,6 +153,11 @@ class StableDiffusionPipelineOutput(BaseOutput):
 
 
 @dataclass
+class AltDiffusionPipelineOutput(StableDiffusionPipelineOutput):
+    """Pictures, and which of them the safety checker flagged (None without a checker)."""
+
+
+@dataclass
 class StableDiffusionSafePipelineOutput(BaseOutput):
     """Pictures.
 

@@ -43,6 +43,8 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     _scheduler_needs: Mapping[str, Any] = {"steps_offset": 1, "clip_sample": False}
+    _reader_class: type[TextReader] = CLIPReader
+    _output_class: type[StableDiffusionPipelineOutput] = StableDiffusionPipelineOutput
 
     def __init__(
         self,
@@ -117,7 +119,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
         )
         x = call.denoise(setup)
         if given.output_type == "latent":
-            return StableDiffusionPipelineOutput(call.deliver(x), None)
+            return self._output_class(call.deliver(x), None)
         return self.hand_out(call, call.decode(setup, x))
 
     def plan(self, given: TextGiven) -> Run:
@@ -146,7 +148,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
         flagged = self.flagged(pixels, call.setup.dtype)
         if flagged is not None and given.safety_action == "blackout":
             pixels = blacked_out(pixels, flagged)
-        return StableDiffusionPipelineOutput(call.deliver(pixels, num_images_per_prompt=None), flagged)
+        return self._output_class(call.deliver(pixels, num_images_per_prompt=None), flagged)
 
     def read(self, given: TextGiven, steps: int) -> Reading:
         """The texts of a call, as branches of conditions."""
@@ -200,7 +202,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
     def reader(self) -> TextReader:
         """What turns texts into branches of conditions."""
         dtype = self.text_encoder.dtype if self.text_encoder is not None else self.unet.dtype
-        return CLIPReader(self.tokenizer, self.text_encoder, device=self._execution_device, dtype=dtype)
+        return self._reader_class(self.tokenizer, self.text_encoder, device=self._execution_device, dtype=dtype)
 
     def size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, the model's own where None."""
