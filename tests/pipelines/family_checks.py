@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import torch
 
@@ -65,9 +67,9 @@ class Twins:
             # built anew, so that both apply what they do to old scheduler configs
             components = {**self.made[unet, safety][k], "scheduler": getattr(library, chosen)(**config)}
             components |= {part: pair[k] for part, pair in parts.items()}
-            if "image_encoder" not in cls.__init__.__code__.co_varnames:
-                components.pop("image_encoder", None)
-            pipe = cls(**components, requires_safety_checker=False)
+            components["requires_safety_checker"] = False
+            takes = inspect.signature(cls.__init__).parameters
+            pipe = cls(**{part: value for part, value in components.items() if part in takes})
             pipe.set_progress_bar_config(disable=True)
             pipes.append(pipe)
         return tuple(pipes)

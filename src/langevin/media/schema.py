@@ -88,7 +88,7 @@ TABLE: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(("prompt_weighting", "long_prompts", "safety_action"), _NAME),
     **dict.fromkeys(("prompt", "negative_prompt"), _TEXTS),
     "safety_concept": _TEXT,
-    **dict.fromkeys(("keep_outside", "guess_mode", "pair_images"), _YES_OR_NO),
+    **dict.fromkeys(("keep_outside", "guess_mode", "pair_images", "add_predicted_noise"), _YES_OR_NO),
     **dict.fromkeys(("circular_padding", "scaled_input", "clip_skip_negative"), _YES_OR_NO),
     "not_recorded": _listed(_MAX_ITEMS, (str,), "texts"),
     **dict.fromkeys(("guiders", "control"), _listed(_MAX_GUIDERS, (str, dict), "guiders")),

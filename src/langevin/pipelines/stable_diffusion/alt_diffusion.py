@@ -29,7 +29,9 @@ class AltDiffusionBase(StableDiffusionBase):
     """
 
     _reader_class = XLMRReader
-    _output_class = AltDiffusionPipelineOutput
+
+    def output(self, images: Any, flagged: list[bool] | None = None) -> Any:
+        return AltDiffusionPipelineOutput(images, flagged)
 
 
 class AltDiffusionPipeline(AltDiffusionBase):

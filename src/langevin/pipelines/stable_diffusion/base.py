@@ -43,8 +43,12 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     _scheduler_needs: Mapping[str, Any] = {"steps_offset": 1, "clip_sample": False}
-    _reader_class: type[TextReader] = CLIPReader
-    _output_class: type[StableDiffusionPipelineOutput] = StableDiffusionPipelineOutput
+
+    _resample = "lanczos"  # how given pictures are resized
+
+    #: parts that pipelines of the family with other constructors may lack
+    safety_checker: Any = None
+    feature_extractor: Any = None
 
     def __init__(
         self,
@@ -61,18 +65,23 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
         super().__init__()
         if safety_checker is not None and feature_extractor is None:
             raise ValueError("a safety_checker needs a feature_extractor; give one, or pass safety_checker=None")
-        self.register_modules(
+        self.take_parts(
             vae=vae,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             unet=unet,
-            scheduler=modernised(scheduler, self._scheduler_needs),
+            scheduler=scheduler,
             safety_checker=safety_checker,
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
         )
         self.register_to_config(requires_safety_checker=requires_safety_checker)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    def take_parts(self, **parts: Any) -> None:
+        """Make these the pipeline's parts. Those that a pipeline of the family may lack are None where it does."""
+        scheduler = modernised(parts["scheduler"], self._scheduler_needs)
+        self.register_modules(**{**parts, "scheduler": scheduler})
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, resample=self._resample)
 
     @property
     def codec(self) -> Codec:
@@ -119,7 +128,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
         )
         x = call.denoise(setup)
         if given.output_type == "latent":
-            return self._output_class(call.deliver(x), None)
+            return self.output(call.deliver(x))
         return self.hand_out(call, call.decode(setup, x))
 
     def plan(self, given: TextGiven) -> Run:
@@ -148,7 +157,11 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
         flagged = self.flagged(pixels, call.setup.dtype)
         if flagged is not None and given.safety_action == "blackout":
             pixels = blacked_out(pixels, flagged)
-        return self._output_class(call.deliver(pixels, num_images_per_prompt=None), flagged)
+        return self.output(call.deliver(pixels, num_images_per_prompt=None), flagged)
+
+    def output(self, images: Any, flagged: list[bool] | None = None) -> Any:
+        """What the call returns, given its pictures and what the safety checker said of them."""
+        return StableDiffusionPipelineOutput(images, flagged)
 
     def read(self, given: TextGiven, steps: int) -> Reading:
         """The texts of a call, as branches of conditions."""
@@ -197,6 +210,8 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
         place = device or self._execution_device
         embeds = {name: told["encoder_hidden_states"].to(place) for name, told in branches.items()}
         return embeds["positive"], embeds.get("negative")
+
+    _reader_class: type[TextReader] = CLIPReader
 
     @property
     def reader(self) -> TextReader:
