@@ -26,6 +26,7 @@ _PUBLIC = {
     "langevin.pipelines.stable_diffusion.instruct_pix2pix": ["StableDiffusionInstructPix2PixPipeline"],
     "langevin.pipelines.stable_diffusion.alt_diffusion": ["AltDiffusionPipeline"],
     "langevin.pipelines.stable_diffusion.alt_diffusion_img2img": ["AltDiffusionImg2ImgPipeline"],
+    "langevin.pipelines.stable_diffusion.paint_by_example": ["PaintByExamplePipeline"],
     "langevin.pipelines.unconditional": ["DDIMPipeline", "DDPMPipeline"],
     "langevin.outputs": [
         "AltDiffusionPipelineOutput",
@@ -41,6 +42,7 @@ _PUBLIC = {
     "langevin.models.controlnet": ["ControlNetModel"],
     "langevin.models.multi_controlnet": ["MultiControlNetModel"],
     "langevin.models.encoders.ldm_bert": ["LDMBertConfig", "LDMBertModel"],
+    "langevin.models.encoders.paint_by_example": ["PaintByExampleImageEncoder", "PaintByExampleMapper"],
     "langevin.models.encoders.roberta_series": ["RobertaSeriesConfig", "RobertaSeriesModelWithTransformation"],
     "langevin.checkpoints.config": ["ConfigMixin"],
     "langevin.schedulers.scheduler": ["SchedulerMixin"],

@@ -69,6 +69,8 @@ class Given:
 
     #: names of the arguments that may be given without their names, in order
     positional: ClassVar[str] = ""
+    #: names of a family's arguments that a pipeline of it does not take
+    left_out: ClassVar[tuple[str, ...]] = ()
     #: names of those that pictures do not record, since they say nothing of what is in them
     unrecorded: ClassVar[tuple[str, ...]] = (
         "generator",
@@ -161,7 +163,7 @@ def signature_of(given: type[Given]) -> inspect.Signature:
         return inspect.Parameter(name, kind, default=default, annotation=bare(annotations[name]))
 
     first = given.positional.split()
-    rest = [name for name in fields if name not in first]
+    rest = [name for name in fields if name not in first and name not in given.left_out]
     return inspect.Signature(
         [
             inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY),
@@ -194,6 +196,8 @@ def documented(doc: str | None, given: type[Given]) -> str:
         for entry in _ENTRY.findall(found[1]) if found else ():
             names = entry.split(":")[0]
             told = {name.strip() for name in names.split(",")}
+            if told <= {*given.left_out}:
+                continue
             if not any(told & {n.strip() for n in known.split(",")} for known in entries):
                 entries[names] = entry
     arguments = "".join(f"    {entry.rstrip()}\n" for entry in entries.values())

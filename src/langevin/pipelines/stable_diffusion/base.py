@@ -122,7 +122,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
             dtype=text.dtype,
             latents=given.latents,
             fixed={"cross_attention_kwargs": given.cross_attention_kwargs} if given.cross_attention_kwargs else {},
-            encode_text=text.again,
+            encode_text=text.again or no_texts,
             pair_images=given.pair_images,
             pictures=given.num_images_per_prompt,
         )
@@ -165,16 +165,12 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
 
     def read(self, given: TextGiven, steps: int) -> Reading:
         """The texts of a call, as branches of conditions."""
-        guided = not self.unet.config.get("time_cond_proj_dim") and bool(
-            (given.guidance_scale or 0) > 1 or given.control or given.guiders
-        )
-
         return self.reader.read(
             given.prompt,
             given.negative_prompt,
             pictures=given.num_images_per_prompt,
             steps=steps,
-            with_negative=guided,
+            with_negative=self.wants_negative(given),
             prompt_embeds=given.prompt_embeds,
             negative_prompt_embeds=given.negative_prompt_embeds,
             clip_skip=given.clip_skip,
@@ -182,6 +178,11 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
             prompt_weighting=given.prompt_weighting,
             long_prompts=given.long_prompts,
         )
+
+    def wants_negative(self, given: TextGiven) -> bool:
+        """Whether a call may need a negative branch."""
+        asked = (given.guidance_scale or 0) > 1 or given.control or given.guiders
+        return bool(asked) and not self.unet.config.get("time_cond_proj_dim")
 
     def encode_prompt(
         self,
@@ -258,6 +259,11 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
             self.image_processor.postprocess(images, output_type="pil"), return_tensors="pt"
         ).pixel_values
         return self.safety_checker.flag(pixels.to(images.device, dtype))
+
+
+def no_texts(text: Any) -> Any:
+    """What reads a guider's texts where no texts are read."""
+    raise ValueError(f"this pipeline reads no texts, and a guider wants {text!r} to be read; leave it out")
 
 
 def blacked_out(pixels: Tensor, which: Sequence[bool]) -> Tensor:

@@ -12,6 +12,18 @@ from langevin.checks import Count, Range, Share
 from langevin.guiders.base import Guider
 from langevin.pipelines.given import Given
 
+OF_TEXTS = (
+    "prompt",
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "ip_adapter_image",
+    "ip_adapter_image_embeds",
+    "clip_skip",
+    "clip_skip_negative",
+    "prompt_weighting",
+    "long_prompts",
+)
+"""What pipelines do not take that are told pictures."""
 CALLBACKS = "callback_on_step_end callback_on_step_end_tensor_inputs"
 
 
@@ -101,6 +113,10 @@ class TextGiven(Given):
         for name in ("ip_adapter_image", "ip_adapter_image_embeds"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} was given, and IP-Adapters are not there yet; leave it out")
+        self._check_told()
+
+    def _check_told(self) -> None:
+        """Raises ValueError unless there is something to tell the network."""
         for name in ("prompt", "negative_prompt"):
             check_texts(name, getattr(self, name))
         if (self.prompt is None) == (self.prompt_embeds is None):

@@ -103,6 +103,18 @@ class InpaintBase(StableDiffusionBase):
             vae_scale_factor=self.vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
         )
 
+    def signed(self, image: Any, height: int | None = None, width: int | None = None) -> Tensor:
+        """The same as :meth:`pixels`, for pipelines that are given tensors in [-1, 1]."""
+        if not isinstance(image, Tensor):
+            return self.pixels(image, height, width)
+        batch = image if image.ndim == 4 else image[None]
+        if batch.ndim != 4 or (batch.shape[1] == 3 and batch.abs().max() > 1):
+            given = f"{tuple(image.shape)} in [{float(image.min()):g}, {float(image.max()):g}]"
+            raise ValueError(f"image is a tensor {given}; (n, 3, height, width) in [-1, 1] is needed here")
+        processor = self.image_processor
+        latents = batch.shape[1] != 3
+        return batch if latents else processor.resize(batch, *processor.get_default_height_width(batch, height, width))
+
     def inpaint(self, given: InpaintGiven, parts: Sequence[Guider], size: tuple[int, int]) -> Any:
         """Make pictures of this height and width, with further ``parts``."""
         height, width = size

@@ -17,8 +17,8 @@ from langevin.guiders.step import Step
 from langevin.media.images import VaeImageProcessor
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.given import takes
-from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import TextGiven
+from langevin.pipelines.stable_diffusion.inpaint import InpaintBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class InpaintLegacy(Inpaint):
         return x if step.index + 1 < len(step.run) else self._clean.lerp(x, mask)
 
 
-class StableDiffusionInpaintPipelineLegacy(StableDiffusionBase):
+class StableDiffusionInpaintPipelineLegacy(InpaintBase):
     """Make anew what a mask covers, with a network that was made for pictures from prompts.
 
     What is kept is blended in after every step (Lugmayr et al. 2022, 2201.09865, equation 8, with one noise for all
@@ -130,10 +130,7 @@ class StableDiffusionInpaintPipelineLegacy(StableDiffusionBase):
     @takes(InpaintLegacyGiven)
     def __call__(self, given: InpaintLegacyGiven) -> Any:
         """Make pictures."""
-        if isinstance(given.image, Tensor):
-            pixels = given.image if given.image.ndim == 4 else given.image[None]
-        else:
-            pixels = self.pixels(given.image)
+        pixels = self.signed(given.image)
         size = self.size_of(pixels)
         mask = self.mask(given.mask_image, size)
         guider = InpaintLegacy(pixels, mask, given.strength, add_predicted_noise=given.add_predicted_noise)
