@@ -27,6 +27,8 @@ _PUBLIC = {
     "langevin.pipelines.stable_diffusion.alt_diffusion": ["AltDiffusionPipeline"],
     "langevin.pipelines.stable_diffusion.alt_diffusion_img2img": ["AltDiffusionImg2ImgPipeline"],
     "langevin.pipelines.stable_diffusion.paint_by_example": ["PaintByExamplePipeline"],
+    "langevin.pipelines.stable_diffusion.unclip": ["StableUnCLIPPipeline"],
+    "langevin.pipelines.stable_diffusion.unclip_img2img": ["StableUnCLIPImg2ImgPipeline"],
     "langevin.pipelines.unconditional": ["DDIMPipeline", "DDPMPipeline"],
     "langevin.outputs": [
         "AltDiffusionPipelineOutput",
@@ -36,6 +38,8 @@ _PUBLIC = {
     ],
     "langevin.models.encoders.safety_checker": ["SafeStableDiffusionSafetyChecker", "StableDiffusionSafetyChecker"],
     "langevin.models.base": ["ModelMixin"],
+    "langevin.models.image_normalizer": ["StableUnCLIPImageNormalizer"],
+    "langevin.models.prior_transformer": ["PriorTransformer"],
     "langevin.models.unet_2d": ["UNet2DModel"],
     "langevin.models.unet_2d_condition": ["UNet2DConditionModel"],
     "langevin.models.autoencoder_kl": ["AutoencoderKL"],

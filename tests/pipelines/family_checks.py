@@ -35,6 +35,13 @@ UNETS = {
     "distilled": dict(time_cond_proj_dim=16),
     "inpaint": dict(in_channels=9),
     "pix2pix": dict(in_channels=8),
+    "unclip": dict(class_embed_type="projection", projection_class_embeddings_input_dim=48),
+    "unclip sd2": dict(
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=48,
+        use_linear_projection=True,
+        attention_head_dim=(2, 4),
+    ),
 }
 
 

@@ -51,7 +51,7 @@ class PaintByExampleImageEncoder(PreTrainedModel):
     def __init__(self, config: Any, proj_size: int | None = None) -> None:
         super().__init__(config)
         dim = config.hidden_size
-        self.proj_size: int = proj_size or getattr(config, "projection_dim", 768)
+        self.proj_size = int(proj_size or getattr(config, "projection_dim", None) or 768)
         self.model = CLIPVisionModel(config)
         self.mapper = PaintByExampleMapper(config)
         self.final_layer_norm = nn.LayerNorm(dim)

@@ -44,6 +44,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     _scheduler_needs: Mapping[str, Any] = {"steps_offset": 1, "clip_sample": False}
 
+    _stage_name = ""  # where a call has several
     _resample = "lanczos"  # how given pictures are resized
 
     #: parts that pipelines of the family with other constructors may lack
@@ -110,6 +111,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
         run = self.plan(given)
         text = self.read(given, steps=len(run) if given.own_schedule else given.num_inference_steps)
         call = Call(self, given, text.batch)
+        parts = [*parts, *self.earlier(call, given)]
         setup = call.stage(
             self.unet,
             self.scheduler,
@@ -122,6 +124,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
             dtype=text.dtype,
             latents=given.latents,
             fixed={"cross_attention_kwargs": given.cross_attention_kwargs} if given.cross_attention_kwargs else {},
+            name=self._stage_name,
             encode_text=text.again or no_texts,
             pair_images=given.pair_images,
             pictures=given.num_images_per_prompt,
@@ -130,6 +133,10 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
         if given.output_type == "latent":
             return self.output(call.deliver(x))
         return self.hand_out(call, call.decode(setup, x))
+
+    def earlier(self, call: Call, given: Any) -> list[Guider]:
+        """Go through the stages before this one, and return guiders that tell it what came of them."""
+        return []
 
     def plan(self, given: TextGiven) -> Run:
         """The scheduler's run: so many steps, or those that the caller names."""
