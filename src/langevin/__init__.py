@@ -97,6 +97,7 @@ _PUBLIC = {
     "langevin.guiders.cfg_plus_plus": ["CFGPlusPlus"],
     "langevin.guiders.classifier_free": ["ClassifierFreeGuidance"],
     "langevin.guiders.control": ["Control"],
+    "langevin.guiders.image_embedding": ["ImageEmbedding"],
     "langevin.guiders.image_start": ["ImageStart"],
     "langevin.guiders.inpaint": ["Inpaint"],
     "langevin.guiders.instruct": ["ImageChannels", "InstructGuidance"],

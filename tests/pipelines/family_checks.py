@@ -117,6 +117,19 @@ def assert_checkpoints_go_both_ways(both, folder, **call):
     assert_same((read, back), "a cat", **call)
 
 
+def assert_made_again(pipe, folder, *args, **call):
+    """``langevin again`` follows the settings of a picture that a saved pipeline made with another scheduler, pixel by
+    pixel."""
+    from langevin.cli.again import again
+
+    pipe.save_pretrained(folder / "saved")
+    read = langevin.DiffusionPipeline.from_pretrained(folder / "saved")
+    read.set_progress_bar_config(disable=True)
+    read.scheduler = langevin.EulerAncestralDiscreteScheduler(beta_start=0.001)
+    read(*args, **call, seed=3).images[0].save(folder / "made.png")
+    again(folder / "made.png", out=None, model=None, device="cpu", force=False, yes=True)
+
+
 def made(value):
     return value() if getattr(value, "__name__", "") == "<lambda>" else value
 

@@ -10,7 +10,7 @@ import torch
 
 import langevin
 from langevin import AltDiffusionImg2ImgPipeline, AltDiffusionPipeline, DiffusionPipeline, StableDiffusionPipeline
-from tests.pipelines.family_checks import assert_same, generator, images, picture, pil
+from tests.pipelines.family_checks import assert_made_again, assert_same, generator, images, picture, pil
 from tests.prompts.readers_parts import random, xlm_r_sizes, xlm_r_tokenizer
 
 TEXT, IMAGE = "AltDiffusionPipeline", "AltDiffusionImg2ImgPipeline"
@@ -143,6 +143,10 @@ def test_a_picture_made_alone_is_the_same_and_carries_its_settings(make):
     assert np.array_equal(alone, several.images[1])
     settings = several.images[1].settings
     assert (settings["pipeline"], settings["prompt"], settings["seed"]) == (IMAGE, "a dog", 8)
+
+
+def test_pictures_are_made_again(make, tmp_path):
+    assert_made_again(make(IMAGE)[0], tmp_path, "a cat", image=pil(), strength=0.7, **STEPS)
 
 
 def test_parts_are_shared_with_the_family(make):

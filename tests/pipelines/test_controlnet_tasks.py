@@ -9,7 +9,15 @@ import torch
 import langevin
 from langevin import Control, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 from tests.pipelines.control_checks import controlnets, several
-from tests.pipelines.family_checks import assert_checkpoints_go_both_ways, assert_same, generator, images, pil, steps
+from tests.pipelines.family_checks import (
+    assert_checkpoints_go_both_ways,
+    assert_made_again,
+    assert_same,
+    generator,
+    images,
+    pil,
+    steps,
+)
 from tests.pipelines.test_inpaint import mask
 
 IMG2IMG, INPAINT = "StableDiffusionControlNetImg2ImgPipeline", "StableDiffusionControlNetInpaintPipeline"
@@ -159,6 +167,11 @@ def test_a_picture_made_alone_is_the_same_and_carries_its_settings(make, name):
 
 
 @tasks
+def test_pictures_are_made_again(make, name, tmp_path):
+    assert_made_again(make(name)[0], tmp_path, "a cat", **call(name, controlnet_conditioning_scale=0.7))
+
+
+@tasks
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -173,3 +186,41 @@ def test_bad_input_gets_one_clear_line(make, name, options, says):
         make(name)[0]("a cat", **call(name, **options))
     assert "\n" not in str(caught.value)
     assert langevin.StableDiffusionControlNetPipeline.from_pipe(make(name)[0])
+
+
+def test_what_is_masked_is_made_where_the_outline_says():
+    from PIL import Image
+
+    from langevin.zoo.evaluate_tasks import overlap
+    from langevin.zoo.outlines import outlines
+    from langevin.zoo.world import Scene, Thing, render
+
+    shapes = ["circle", "square", "triangle", "star"]
+    asked = [Scene((Thing(shape, "blue", "medium", 42, 30, 10),), "white") for shape in shapes]
+    pixels = torch.from_numpy(render([Scene((), "white")])).permute(0, 3, 1, 2) / 255
+    network = langevin.ControlNetModel.from_pretrained("langevin/shapes-outline")
+    plain = langevin.DiffusionPipeline.from_pretrained("langevin/shapes")
+    pipe = langevin.StableDiffusionControlNetInpaintPipeline.from_pipe(plain, controlnet=network)
+    pipe.set_progress_bar_config(disable=True)
+    covered = torch.zeros(1, 1, 64, 64)
+    covered[..., 24:] = 1
+    texts = [f"a blue {shape} on white" for shape in shapes]
+    hints = [Image.fromarray(lines) for lines in outlines(asked)]
+
+    def shared(scale):
+        made = pipe(
+            texts,
+            image=pixels,
+            mask_image=covered,
+            control_image=hints,
+            controlnet_conditioning_scale=scale,
+            guidance_scale=2.0,
+            num_inference_steps=20,
+            seed=0,
+        )
+        assert all(np.asarray(image)[:, :16].min() > 200 for image in made.images)  # white, as it was
+        return np.mean([overlap(np.asarray(image), scene) for image, scene in zip(made.images, asked, strict=True)])
+
+    led = shared(1.0)
+    assert led > 0.7
+    assert led > shared(0.0) + 0.2

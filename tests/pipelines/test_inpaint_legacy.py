@@ -13,6 +13,7 @@ from langevin import StableDiffusionInpaintPipeline, StableDiffusionInpaintPipel
 from tests.pipelines.family_checks import (
     SCHEDULERS,
     assert_checkpoints_go_both_ways,
+    assert_made_again,
     assert_same,
     generator,
     images,
@@ -107,6 +108,10 @@ def test_a_picture_made_alone_is_the_same_and_carries_its_settings(twins):
     assert alone.settings == both.images[1].settings
     assert alone.settings["mask_image"]
     assert alone.settings["add_predicted_noise"] is False
+
+
+def test_pictures_are_made_again(twins, tmp_path):
+    assert_made_again(twins(NAME)[0], tmp_path, "a cat", **PICTURES, add_predicted_noise=True, **STEPS)
 
 
 def test_parts_are_shared_with_the_family(twins):

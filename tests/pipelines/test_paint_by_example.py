@@ -20,7 +20,7 @@ from langevin import (
     StableDiffusionInpaintPipeline,
 )
 from tests.pipelines.control_checks import controlnets
-from tests.pipelines.family_checks import assert_same, generator, images, picture, pil, steps
+from tests.pipelines.family_checks import assert_made_again, assert_same, generator, images, picture, pil, steps
 from tests.pipelines.test_inpaint import mask, mask_tensor
 from tests.prompts.readers_parts import random
 
@@ -203,6 +203,10 @@ def test_a_picture_made_alone_is_the_same_and_carries_its_settings(make):
     assert alone.settings["pipeline"] == NAME
     assert alone.settings["example_image"]
     assert alone.settings["guidance_scale"] == 5.0
+
+
+def test_pictures_are_made_again(make, tmp_path):
+    assert_made_again(make()[0], tmp_path, **CALL)
 
 
 def test_parts_are_shared_with_the_family(make, twins):

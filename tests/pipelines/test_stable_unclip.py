@@ -13,7 +13,7 @@ from langevin import Control, DiffusionPipeline, SafeGuidance, SelfAttentionGuid
 from langevin.media.settings import read_settings
 from tests.helpers import tiny_tokenizer
 from tests.pipelines.control_checks import controlnets
-from tests.pipelines.family_checks import assert_same, generator, images, pil
+from tests.pipelines.family_checks import assert_made_again, assert_same, generator, images, pil
 from tests.prompts.readers_parts import clip_encoder, clip_vision, random
 
 TEXT, IMAGE = "StableUnCLIPPipeline", "StableUnCLIPImg2ImgPipeline"
@@ -212,6 +212,12 @@ def test_a_picture_made_alone_is_the_same_and_carries_its_settings(make, name, t
             "prior": "DDPMScheduler",
             "picture": "PNDMScheduler",
         }
+
+
+@both_names
+def test_pictures_are_made_again(make, name, tmp_path):
+    pipe = make(name, scheduler="euler a")[0]
+    assert_made_again(pipe, tmp_path, **call(name, noise_level=7))
 
 
 def test_parts_are_shared_with_the_family(make):
