@@ -147,10 +147,17 @@ def test_the_prior_may_go_where_its_run_goes(make):
 
 
 @both_names
-def test_the_older_callback(make, name):
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm", "heun"])
+def test_the_older_callback(make, name, scheduler):
+    """Here, and here alone, it comes after every network call, of the prior too."""
     logs: list[list] = [[], []]
-    for pipe, log in zip(make(name, scheduler="ddim"), logs, strict=True):
-        images(pipe, **call(name), callback=lambda i, t, x, log=log: log.append((i, int(t), x.sum().item())))
+    for pipe, log in zip(make(name, scheduler=scheduler), logs, strict=True):
+        images(
+            pipe,
+            **call(name),
+            callback_steps=2,
+            callback=lambda i, t, x, log=log: log.append((i, int(t), x.sum().item())),
+        )
     np.testing.assert_allclose(*logs, rtol=1e-3, atol=1e-3)
 
 

@@ -74,6 +74,7 @@ class UnCLIPBase(StableDiffusionBase):
 
     _optional_components: list[str] = []
     _exclude_from_cpu_offload = ["image_normalizer"]
+    _callback_each_call = True
     _scheduler_needs: Mapping[str, Any] = {}  # the reference leaves old schedulers as they are here
 
     def output(self, images: Any, flagged: list[bool] | None = None) -> Any:
