@@ -104,6 +104,15 @@ class UNet2DConditionOutput(BaseOutput):
 
 
 @dataclass
+class PriorTransformerOutput(BaseOutput):
+    """``predicted_image_embedding`` (batch, clip_embed_dim): of the picture that is sought; without ``prd`` token
+    (batch, 1, clip_embed_dim).
+    """
+
+    predicted_image_embedding: Tensor
+
+
+@dataclass
 class DecoderOutput(BaseOutput):
     """``sample`` (batch, channels, height, width), pictures in about [-1, 1]."""
 
@@ -150,6 +159,11 @@ class StableDiffusionPipelineOutput(BaseOutput):
 
     images: Any
     nsfw_content_detected: list[bool] | None
+
+
+@dataclass
+class AltDiffusionPipelineOutput(StableDiffusionPipelineOutput):
+    """Pictures, and which of them the safety checker flagged (None without a checker)."""
 
 
 @dataclass

@@ -63,6 +63,13 @@ UNETS = {
     "upscale sd2": dict(in_channels=7, num_class_embeds=1000, use_linear_projection=True, attention_head_dim=(2, 4)),
     "depth": dict(in_channels=5),
     "depth sd2": dict(in_channels=5, use_linear_projection=True, attention_head_dim=(2, 4)),
+    "unclip": dict(class_embed_type="projection", projection_class_embeddings_input_dim=48),
+    "unclip sd2": dict(
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=48,
+        use_linear_projection=True,
+        attention_head_dim=(2, 4),
+    ),
 }
 
 
@@ -136,6 +143,19 @@ def assert_checkpoints_go_both_ways(both, folder, **call):
     for pipe in (read, back):
         pipe.set_progress_bar_config(disable=True)
     assert_same((read, back), "a cat", **call)
+
+
+def assert_made_again(pipe, folder, *args, **call):
+    """``langevin again`` follows the settings of a picture that a saved pipeline made with another scheduler, pixel by
+    pixel."""
+    from langevin.cli.again import again
+
+    pipe.save_pretrained(folder / "saved")
+    read = langevin.DiffusionPipeline.from_pretrained(folder / "saved")
+    read.set_progress_bar_config(disable=True)
+    read.scheduler = langevin.EulerAncestralDiscreteScheduler(beta_start=0.001)
+    read(*args, **call, seed=3).images[0].save(folder / "made.png")
+    again(folder / "made.png", out=None, model=None, device="cpu", force=False, yes=True)
 
 
 def made(value):

@@ -199,6 +199,31 @@ def test_tasks_are_guiders_and_stack_too(paint):
 # -- what is idle is not computed
 
 
+FURTHER = ("ControlNetImg2ImgPipeline", "ControlNetInpaintPipeline", "InpaintPipelineLegacy")
+
+
+@pytest.mark.parametrize("name", [f"StableDiffusion{name}" for name in FURTHER])
+@pytest.mark.parametrize("guider", [name for name in GUIDERS if name != "none"])
+def test_further_tasks_take_guiders_and_control(twins, nets, controls, name, guider):
+    """One solver each; the parts of these tasks are those of the tasks above."""
+    components = {**twins()[0].components, "controlnet": nets[0], "scheduler": SCHEDULERS["euler a"]}
+    cls = getattr(langevin, name)
+    takes = cls._arguments()[0]
+    pipe = cls(**{part: value for part, value in components.items() if part in takes}, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    call = dict(image=picture(), num_inference_steps=STEPS, seed=5, output_type="np")
+    call |= {} if name.endswith("Img2ImgPipeline") else {"mask_image": MASK}
+    call |= {"control_image": picture(seed=8)} if "ControlNet" in name else {"image": 2 * picture() - 1}
+
+    def paint(guiders=(), control=()):
+        return pipe("a (red)1.3 cat", **call, guiders=guiders, control=control).images
+
+    plain, (acting, idle) = paint(), GUIDERS[guider]
+    assert abs(paint([acting]) - plain).max() > 1e-4
+    assert abs(paint([acting], controls["two"][0]) - paint([acting])).max() > 1e-4
+    np.testing.assert_array_equal(paint([idle], controls["two"][1]), plain)
+
+
 @pytest.fixture
 def rows(paint, nets, monkeypatch):
     """Counts the rows that go through the networks: (of the UNet at each call, of the control networks)."""

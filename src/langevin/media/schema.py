@@ -83,6 +83,7 @@ TABLE: dict[str, tuple[Check, str]] = {
     "clip_skip": _whole(0, 1000),
     "padding_mask_crop": _whole(0, MAX_SIDE),
     "max_iter_to_alter": _whole(0, MAX_STEPS),
+    "prior_num_inference_steps": _whole(1, MAX_STEPS),
     "sld_warmup_steps": _whole(0, MAX_STEPS),
     "noise_level": _whole(0, _MAX_SCHEDULE),
     "num_images_per_prompt": _whole(1, MAX_STEPS),
@@ -90,6 +91,7 @@ TABLE: dict[str, tuple[Check, str]] = {
     "strength": _number(0, 1),
     "eta": _number(0),
     **dict.fromkeys(("guidance_scale", "guidance_rescale", "image_guidance_scale", "source_guidance_scale"), _number()),
+    "prior_guidance_scale": _number(),
     **dict.fromkeys(("sag_scale", "scale_factor", "sld_guidance_scale", "sld_threshold"), _number()),
     **dict.fromkeys(("sld_momentum_scale", "sld_mom_beta"), _number()),
     **dict.fromkeys(
@@ -105,6 +107,7 @@ TABLE: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(("prompt", "negative_prompt", "editing_prompt", "source_prompt"), _TEXTS),
     "safety_concept": _TEXT,
     **dict.fromkeys(("keep_outside", "guess_mode", "pair_images", "source_as_noise", "prepared"), _YES_OR_NO),
+    **dict.fromkeys(("add_predicted_noise", "prior_skips"), _YES_OR_NO),
     **dict.fromkeys(("circular_padding", "scaled_input", "clip_skip_negative"), _YES_OR_NO),
     "not_recorded": _listed(_MAX_ITEMS, (str,), "texts"),
     **dict.fromkeys(("guiders", "control"), _listed(_MAX_GUIDERS, (str, dict), "guiders")),

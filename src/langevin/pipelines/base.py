@@ -24,6 +24,9 @@ class DiffusionPipeline(Running, Loading):
         >>> pipe("a red circle", seed=7).images[0].save("circle.png")
     """
 
+    #: the older callback comes after every network call, not after every step
+    _callback_each_call = False
+
     def call_default(self, name: str, otherwise: float) -> float:
         """The number that this checkpoint names for a call's argument where it is not given, else ``otherwise``.
 

@@ -160,8 +160,10 @@ class Call:
                 health.look(step.index, x)
                 done = step.index - start + 1
                 last = step.index == len(run) - 1  # an adaptive run grows on the way
-                if last or (done > warm_up and done % order == 0):
+                whole = last or (done > warm_up and done % order == 0)
+                if whole:
                     bar.update()
+                if whole or self.pipeline._callback_each_call:
                     self.callbacks.after_step((step.index - start) // order, step, x)
                 return None if self.interrupt and not last else x
 

@@ -70,7 +70,7 @@ class FourierFeatures(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers with an activation between: (batch, in_dim) -> (batch, dim).
+    """Two linear layers with an activation between: (batch, in_dim) -> (batch, out_dim or dim).
 
     ``condition_dim``: a second input of this width is projected and added first (Meng et al., 2023: guidance scale).
     """
@@ -83,11 +83,12 @@ class TimestepEmbedding(nn.Module):
         act: str = "silu",
         post_act: str | None = None,
         condition_dim: int | None = None,
+        out_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(in_dim, dim)
         self.cond_proj = nn.Linear(condition_dim, in_dim, bias=False) if condition_dim is not None else None
-        self.linear_2 = nn.Linear(dim, dim)
+        self.linear_2 = nn.Linear(dim, out_dim or dim)
         self.act = activation(act)
         self.post_act = activation(post_act) if post_act is not None else None
 

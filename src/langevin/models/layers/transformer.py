@@ -25,12 +25,26 @@ class GEGLU(nn.Module):
         return a * F.gelu(b)
 
 
-class FeedForward(nn.Module):
-    """The token-wise network of a transformer block, four times as wide inside."""
+class GELU(nn.Module):
+    """gelu of one linear layer of the input."""
 
-    def __init__(self, dim: int, dropout_p: float = 0.0) -> None:
+    def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
-        self.net = nn.ModuleList([GEGLU(dim, 4 * dim), dropout(dropout_p), nn.Linear(4 * dim, dim)])
+        self.proj = nn.Linear(dim, inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x))
+
+
+class FeedForward(nn.Module):
+    """The token-wise network of a transformer block, four times as wide inside.
+
+    ``kind``: the layer in front, :class:`GEGLU` or :class:`GELU`.
+    """
+
+    def __init__(self, dim: int, dropout_p: float = 0.0, kind: type[GEGLU] | type[GELU] = GEGLU) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([kind(dim, 4 * dim), dropout(dropout_p), nn.Linear(4 * dim, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.net:
@@ -101,6 +115,24 @@ class TransformerBlock(nn.Module):
         if grounding is not None and self.fuser is not None:
             x = self.fuser(x, grounding, attention)
         x = x + self.attn2(self.norm2(x), context, context_mask, attention)
+        return x + self.ff(self.norm3(x))
+
+
+class PlainBlock(nn.Module):
+    """Self-attention and a feed-forward with gelu, normed before and added to what it reads; all layers have biases.
+    ``norm3`` is what checkpoints call the second norm.
+    """
+
+    def __init__(self, dim: int, *, heads: int, head_dim: int, dropout_p: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, heads=heads, head_dim=head_dim, bias=True, dropout_p=dropout_p)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim, dropout_p, GELU)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, attention: Attend | None = None) -> Tensor:
+        """``x`` (batch, tokens, dim); mask and attention as in :class:`Attention`."""
+        x = x + self.attn1(self.norm1(x), None, mask, attention)
         return x + self.ff(self.norm3(x))
 
 

@@ -44,6 +44,7 @@ class LatentPipeline(DiffusionPipeline):
     _callback_tensor_inputs = ["latents"]
     _scheduler_needs: Mapping[str, Any] = {"steps_offset": 1, "clip_sample": False}
 
+    _stage_name = ""  # where a call has several
     _resample = "lanczos"  # how given pictures are resized
 
     #: parts that pipelines of the family with other constructors may lack
@@ -92,6 +93,7 @@ class LatentPipeline(DiffusionPipeline):
         run = self.plan(given)
         told = self.read(given, steps=len(run) if given.own_schedule else given.num_inference_steps)
         call = Call(self, given, told.batch)
+        parts = [*parts, *self.earlier(call, given)]
         setup = call.stage(
             self.network,
             self.scheduler,
@@ -103,6 +105,7 @@ class LatentPipeline(DiffusionPipeline):
             codec=self.codec,
             latents=given.latents,
             fixed={"cross_attention_kwargs": given.cross_attention_kwargs} if given.cross_attention_kwargs else {},
+            name=self._stage_name,
             encode_text=told.again,
             pair_images=given.pair_images,
             pictures=given.num_images_per_prompt,
@@ -120,6 +123,10 @@ class LatentPipeline(DiffusionPipeline):
     def read(self, given: Any, steps: int) -> Reading:
         """What the network is told in a call of so many steps, as branches of conditions."""
         raise NotImplementedError(f"{type(self).__name__} has no read(), which says what its network is told")
+
+    def earlier(self, call: Call, given: Any) -> list[Guider]:
+        """Go through the stages before this one, and return guiders that tell it what came of them."""
+        return []
 
     def plan(self, given: FamilyGiven) -> Run:
         """The scheduler's run: so many steps, or those that the caller names."""
@@ -283,10 +290,14 @@ class StableDiffusionBase(TextualInversionLoaderMixin, LatentPipeline):
         embeds = {name: told["encoder_hidden_states"].to(place) for name, told in branches.items()}
         return embeds["positive"], embeds.get("negative")
 
+    _reader_class: type[TextReader] = CLIPReader
+
     @property
     def reader(self) -> TextReader:
         """What turns texts into branches of conditions."""
-        return CLIPReader(self.tokenizer, self.text_encoder, device=self._execution_device, dtype=self.unet.dtype)
+        return self._reader_class(
+            self.tokenizer, self.text_encoder, device=self._execution_device, dtype=self.unet.dtype
+        )
 
 
 def blacked_out(pixels: Tensor, which: Sequence[bool]) -> Tensor:

@@ -19,14 +19,10 @@ from langevin.pipelines.stable_diffusion.given import CALLBACKS, TextGiven, midd
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlNetGiven(TextGiven):
-    """Arguments of :class:`StableDiffusionControlNetPipeline`.
+class ControlGiven(TextGiven):
+    """What all calls with control networks take.
 
     Args:
-        image: the control picture: PIL, numpy or tensor in [0, 1]; or a list with one per prompt. For several
-            control networks a list with such an entry for each, or a list of lists, one per prompt, each with one
-            picture for each network.
-        height, width: pixels; the (first) control picture's, rounded down to what the model takes, if None.
         controlnet_conditioning_scale: how much counts what the control network says; a list for several.
         guess_mode: let the control network alone say what the picture shows: the negative branch is not told. Use
             a ``guidance_scale`` of 3 to 5.
@@ -34,11 +30,24 @@ class ControlNetGiven(TextGiven):
             lists for several.
     """
 
-    image: Any = field(default=None, kw_only=False)
     controlnet_conditioning_scale: float | Sequence[float] = 1.0
     guess_mode: bool = False
     control_guidance_start: float | Sequence[float] = 0.0
     control_guidance_end: float | Sequence[float] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlNetGiven(ControlGiven):
+    """Arguments of :class:`StableDiffusionControlNetPipeline`.
+
+    Args:
+        image: the control picture: PIL, numpy or tensor in [0, 1]; or a list with one per prompt. For several
+            control networks a list with such an entry for each, or a list of lists, one per prompt, each with one
+            picture for each network.
+        height, width: pixels; the (first) control picture's, rounded down to what the model takes, if None.
+    """
+
+    image: Any = field(default=None, kw_only=False)
 
     positional = (
         f"prompt image height width num_inference_steps timesteps sigmas {middle()} cross_attention_kwargs "
@@ -84,18 +93,11 @@ class ControlPictures(View):
         return one_per_row(control.shown, setup).to(network.device, network.dtype)
 
 
-class StableDiffusionControlNetPipeline(StableDiffusionBase):
-    """Text to image under a control picture (ControlNet: Zhang, Rao & Agrawala 2023, 2302.05543).
+class ControlNetBase(StableDiffusionBase):
+    """Stable Diffusion with control networks of its own among its parts."""
 
-    Example:
-        >>> from langevin import ControlNetModel, StableDiffusionControlNetPipeline
-        >>> net = ControlNetModel.from_pretrained("lllyasviel/sd-controlnet-canny")
-        >>> pipe = StableDiffusionControlNetPipeline.from_pretrained("./stable-diffusion", controlnet=net)
-        >>> image = pipe("a red circle", image=edges, num_inference_steps=20, seed=7).images[0]
-    """
-
-    _callback_tensor_inputs = [*StableDiffusionBase._callback_tensor_inputs, "image"]
     _scheduler_needs: Mapping[str, Any] = {}  # the reference leaves old schedulers as they are here
+    _control_argument = "control_image"
 
     def __init__(
         self,
@@ -120,39 +122,65 @@ class StableDiffusionControlNetPipeline(StableDiffusionBase):
         self.register_modules(controlnet=controlnet)
 
     def spread_arguments(self, given: Any) -> dict[str, bool]:
-        one_per_net = hasattr(self.controlnet, "nets") and not isinstance(given.image[0], (list, tuple))
-        return {} if one_per_net else {"image": True}
+        shown, spread = getattr(given, self._control_argument), super().spread_arguments(given)
+        spread.pop(self._control_argument, None)
+        one_per_net = hasattr(self.controlnet, "nets") and not isinstance(shown[0], (list, tuple))
+        return spread if one_per_net else {**spread, self._control_argument: True}
 
     @property
     def _callback_views(self) -> Mapping[str, View]:
-        return {"image": ControlPictures(len(getattr(self.controlnet, "nets", ())) or None)}
+        return {self._control_argument: ControlPictures(len(getattr(self.controlnet, "nets", ())) or None)}
+
+    def controls(self, given: ControlGiven) -> list[Control]:
+        """A guider for each control network, with its picture as it was given."""
+        image = getattr(given, self._control_argument)
+        if image is None:
+            raise ValueError(
+                f"{self._control_argument} is missing; give the control picture: a PIL image, an array or a tensor in "
+                "[0, 1]"
+            )
+        several = hasattr(self.controlnet, "nets")
+        networks = list(self.controlnet.nets) if several else [self.controlnet]
+        shown = _one_each(image, len(networks), self._control_argument) if several else [image]
+        names = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
+        numbers = [_numbers(getattr(given, name), len(networks), name) for name in names]
+        guess = given.guess_mode or networks[0].config.global_pool_conditions
+        return [
+            Control(network, one, scale, start, stop, guess)
+            for network, one, scale, start, stop in zip(networks, shown, *numbers, strict=True)
+        ]
+
+
+class StableDiffusionControlNetPipeline(ControlNetBase):
+    """Text to image under a control picture (ControlNet: Zhang, Rao & Agrawala 2023, 2302.05543).
+
+    Example:
+        >>> from langevin import ControlNetModel, StableDiffusionControlNetPipeline
+        >>> net = ControlNetModel.from_pretrained("lllyasviel/sd-controlnet-canny")
+        >>> pipe = StableDiffusionControlNetPipeline.from_pretrained("./stable-diffusion", controlnet=net)
+        >>> image = pipe("a red circle", image=edges, num_inference_steps=20, seed=7).images[0]
+    """
+
+    _callback_tensor_inputs = [*StableDiffusionBase._callback_tensor_inputs, "image"]
+    _control_argument = "image"
 
     @takes(ControlNetGiven)
     def __call__(self, given: ControlNetGiven) -> Any:
         """Make pictures."""
-        several = hasattr(self.controlnet, "nets")
-        networks = list(self.controlnet.nets) if several else [self.controlnet]
-        shown = _one_each(given.image, len(networks)) if several else [given.image]
-        height, width = control_pixels(shown[0], given.height, given.width, self.vae_scale_factor).shape[-2:]
-        names = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
-        numbers = [_numbers(getattr(given, name), len(networks), name) for name in names]
-        guess = given.guess_mode or networks[0].config.global_pool_conditions
-        parts = [
-            Control(network, control_pixels(one, height, width), scale, start, stop, guess)
-            for network, one, scale, start, stop in zip(networks, shown, *numbers, strict=True)
-        ]
-        return self.generate(given, parts, (height, width))
+        parts = self.controls(given)
+        size = control_pixels(parts[0].image, given.height, given.width, self.vae_scale_factor).shape[-2:]
+        return self.generate(given, parts, size)
 
 
-def _one_each(image: Any, count: int) -> list[Any]:
+def _one_each(image: Any, count: int, name: str) -> list[Any]:
     """The pictures of several control networks, one entry for each."""
     if isinstance(image, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in image):
         if any(not isinstance(one, (list, tuple)) or len(one) != count for one in image):
-            raise ValueError(f"image is a list of lists; each needs {count} pictures, one for each control network")
+            raise ValueError(f"{name} is a list of lists; each needs {count} pictures, one for each control network")
         return [list(pictures) for pictures in zip(*image, strict=True)]
     if not isinstance(image, (list, tuple)) or len(image) != count:
         given = f"{len(image)} pictures" if isinstance(image, (list, tuple)) else f"a {type(image).__name__}"
-        raise ValueError(f"image is {given}; give a list with one for each of the {count} control networks")
+        raise ValueError(f"{name} is {given}; give a list with one for each of the {count} control networks")
     return list(image)
 
 

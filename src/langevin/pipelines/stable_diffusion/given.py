@@ -120,6 +120,10 @@ class TextGiven(FamilyGiven):
         for name in ("ip_adapter_image", "ip_adapter_image_embeds"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} was given, and IP-Adapters are not there yet; leave it out")
+        self._check_told()
+
+    def _check_told(self) -> None:
+        """Raises ValueError unless there is something to tell the network."""
         for name in ("prompt", "negative_prompt"):
             check_texts(name, getattr(self, name))
         if (self.prompt is None) == (self.prompt_embeds is None):

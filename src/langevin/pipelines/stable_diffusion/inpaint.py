@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from langevin.checks import Range, Share
-from langevin.guiders.base import Setup
+from langevin.guiders.base import Guider, Setup
 from langevin.guiders.inpaint import Inpaint
 from langevin.media.images import Picture, VaeImageProcessor, masks
 from langevin.media.load import opened
 from langevin.pipelines.callbacks import View, guided
 from langevin.pipelines.given import takes
-from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
+from langevin.pipelines.stable_diffusion.base import LatentPipeline, StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import CALLBACKS, TextGiven, middle
 from langevin.randomness import Noise
 
@@ -92,18 +92,11 @@ class PerBranch(View):
         return value[-batch:].to(setup.device, setup.dtype).expand(batch, -1, -1, -1)
 
 
-class StableDiffusionInpaintPipeline(StableDiffusionBase):
-    """Make anew what a mask covers, with a network made for it (9 input channels) or any other (4).
+MASK_VIEWS = {"mask": PerBranch(), "masked_image_latents": PerBranch()}
 
-    Example:
-        >>> from langevin import StableDiffusionInpaintPipeline
-        >>> pipe = StableDiffusionInpaintPipeline.from_pretrained("langevin/shapes-inpainting")
-        >>> image = pipe("a blue circle", image=picture, mask_image=mask, num_inference_steps=20, seed=7).images[0]
-    """
 
-    _callback_tensor_inputs = [*StableDiffusionBase._callback_tensor_inputs, "mask", "masked_image_latents"]
-    _callback_views = {"mask": PerBranch(), "masked_image_latents": PerBranch()}
-    _scheduler_needs = {"steps_offset": 1, "skip_prk_steps": True}
+class InpaintBase(LatentPipeline):
+    """Makes anew what a mask covers."""
 
     @cached_property
     def mask_processor(self) -> VaeImageProcessor:
@@ -112,10 +105,21 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
             vae_scale_factor=self.vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
         )
 
-    @takes(InpaintGiven)
-    def __call__(self, given: InpaintGiven) -> Any:
-        """Make pictures."""
-        height, width = size = self.size(given.height, given.width)
+    def signed(self, image: Any, height: int | None = None, width: int | None = None) -> Tensor:
+        """The same as :meth:`pixels`, for pipelines that are given tensors in [-1, 1]."""
+        if not isinstance(image, Tensor):
+            return self.pixels(image, height, width)
+        batch = image if image.ndim == 4 else image[None]
+        if batch.ndim != 4 or (batch.shape[1] == 3 and batch.abs().max() > 1):
+            given = f"{tuple(image.shape)} in [{float(image.min()):g}, {float(image.max()):g}]"
+            raise ValueError(f"image is a tensor {given}; (n, 3, height, width) in [-1, 1] is needed here")
+        processor = self.image_processor
+        latents = batch.shape[1] != 3
+        return batch if latents else processor.resize(batch, *processor.get_default_height_width(batch, height, width))
+
+    def inpaint(self, given: InpaintGiven, parts: Sequence[Guider], size: tuple[int, int]) -> Any:
+        """Make pictures of this height and width, with further ``parts``."""
+        height, width = size
         crop: dict[str, Any] = {}
         if given.padding_mask_crop is not None:
             (mask,) = masks([given.mask_image])
@@ -134,7 +138,8 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
             frame = crop["crops_coords"], opened(given.image).size
             lists = {name: [one.within(*frame) for one in getattr(given, name)] for name in ("control", "guiders")}
             given = given.changed(**lists)
-        made = self.generate(given, [guider], size)
+            parts = [part.within(*frame) for part in parts]
+        made = self.generate(given, [guider, *parts], size)
         if crop:
             made.images = [self._laid_over(given, image, crop["crops_coords"]) for image in made.images]
         return made
@@ -144,6 +149,25 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
         (mask,) = masks([given.mask_image])
         whole = self.image_processor.apply_overlay(mask, opened(given.image), made, box)
         return Picture(whole, made.settings)
+
+
+class StableDiffusionInpaintPipeline(InpaintBase, StableDiffusionBase):
+    """Make anew what a mask covers, with a network made for it (9 input channels) or any other (4).
+
+    Example:
+        >>> from langevin import StableDiffusionInpaintPipeline
+        >>> pipe = StableDiffusionInpaintPipeline.from_pretrained("langevin/shapes-inpainting")
+        >>> image = pipe("a blue circle", image=picture, mask_image=mask, num_inference_steps=20, seed=7).images[0]
+    """
+
+    _callback_tensor_inputs = [*StableDiffusionBase._callback_tensor_inputs, "mask", "masked_image_latents"]
+    _callback_views = MASK_VIEWS
+    _scheduler_needs = {"steps_offset": 1, "skip_prk_steps": True}
+
+    @takes(InpaintGiven)
+    def __call__(self, given: InpaintGiven) -> Any:
+        """Make pictures."""
+        return self.inpaint(given, [], self.size(given.height, given.width))
 
 
 class InpaintAsPublished(Inpaint):
