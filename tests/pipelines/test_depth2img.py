@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -223,6 +225,16 @@ def test_it_can_be_made_again(both, tmp_path):
     call = dict(image=[pil(), pil(seed=1)], seed=1, strength=0.7, eta=1.0, **STEPS)
     assert_made_again(ours, tmp_path, ["a", "b"], row=1, depth_map=grey, **call)
     assert_made_again(ours, tmp_path, ["a", "b"], row=1, **call)
+
+
+def test_half_precision_is_near(both):
+    ours, _ = both()
+    half = StableDiffusionDepth2ImgPipeline(**{name: copy.deepcopy(part) for name, part in ours.components.items()})
+    half.set_progress_bar_config(disable=True)
+    call = dict(image=pil(), seed=1, **STEPS)
+    made = images(half.to(torch.bfloat16), "a cat", **call)
+    np.testing.assert_allclose(made, images(ours, "a cat", **call), atol=0.15)
+    assert made.std() > 0.01
 
 
 def test_eight_threads_with_a_picture_each(both):
