@@ -55,7 +55,7 @@ def denoise(
         for guider in guiders:
             step.attention = guider.attention(step) or step.attention
 
-        said = denoiser(run.scale_model_input(x, i), step, step.conditions(names[::-1]), step.attention)
+        said = step.ask(run.scale_model_input(x, i), names[::-1], step.attention)
         predictions, step.variance = without_variance(said, x)
         prediction = predictions["positive"]
         for guider in guiders:

@@ -6,8 +6,7 @@ import copy
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from PIL import Image
@@ -16,7 +15,7 @@ from torch import Tensor
 from langevin.codecs.base import Codec, check_size
 from langevin.codecs.pixels import PlainCodec
 from langevin.codecs.vae import VaeCodec
-from langevin.guiders.base import Guider
+from langevin.guiders.base import Guider, Setup
 from langevin.guiders.distilled import DistilledGuidance
 from langevin.media.images import VaeImageProcessor
 from langevin.outputs import StableDiffusionPipelineOutput
@@ -30,6 +29,7 @@ from langevin.prompts.textual_inversion import TextualInversionLoaderMixin
 if TYPE_CHECKING:
     from langevin.schedulers.run import Run
 
+T = TypeVar("T", bound=TextGiven)
 logger = logging.getLogger(__name__)
 
 
@@ -93,30 +93,55 @@ class StableDiffusionBase(TextualInversionLoaderMixin, DiffusionPipeline):
                 the caller's ``control`` and ``guiders``; among them may be another kind of guidance.
             size: height and width in pixels, where they are not what ``given`` says.
         """
-        if given.guidance_scale is None:
-            given = given.changed(guidance_scale=self.call_default("guidance_scale", 7.5))
-        shape = partial(self.codec.shape, size=size or self.size(given.height, given.width))
+        given = self.scaled(given)
+        size = size or self.size(given.height, given.width)
         run = self.plan(given)
         text = self.read(given, steps=len(run) if given.own_schedule else given.num_inference_steps)
         call = Call(self, given, text.batch)
-        setup = call.stage(
+        setup = self.stage(call, given, text, parts, size, run=run)
+        return self.hand_over(call, setup, call.denoise(setup))
+
+    def scaled(self, given: T) -> T:
+        """The call's arguments with the checkpoint's own scale of guidance, where none is given."""
+        if given.guidance_scale is None:
+            return given.changed(guidance_scale=self.call_default("guidance_scale", 7.5))
+        return given
+
+    def stage(
+        self,
+        call: Call,
+        given: TextGiven,
+        text: Reading,
+        parts: Sequence[Guider],
+        size: Sequence[int],
+        **more: Any,
+    ) -> Setup:
+        """A stage of the call with the family's network; ``more``, its ``run`` among them, takes the place of what it
+        usually has.
+        """
+        usual: dict[str, Any] = {
+            "scheduler": self.scheduler,
+            "branches": text.branches,
+            "latents": given.latents,
+            "steps": None if given.own_schedule else given.num_inference_steps,
+        }
+        usual |= more
+        return call.stage(
             self.unet,
-            self.scheduler,
-            shape(text.batch),
-            text.branches,
-            [*([] if text.guider is None else [text.guider]), *self.guidance(given, parts)],
-            run=run,
-            steps=None if given.own_schedule else given.num_inference_steps,
+            shape=self.codec.shape(text.batch, size),
+            guiders=[*([] if text.guider is None else [text.guider]), *self.guidance(given, parts)],
             codec=self.codec,
             dtype=text.dtype,
-            latents=given.latents,
             fixed={"cross_attention_kwargs": given.cross_attention_kwargs} if given.cross_attention_kwargs else {},
             encode_text=text.again,
             pair_images=given.pair_images,
             pictures=given.num_images_per_prompt,
+            **usual,
         )
-        x = call.denoise(setup)
-        if given.output_type == "latent":
+
+    def hand_over(self, call: Call, setup: Setup, x: Tensor) -> Any:
+        """What a call gives for x at its end."""
+        if call.given.output_type == "latent":
             return StableDiffusionPipelineOutput(call.deliver(x), None)
         return self.hand_out(call, call.decode(setup, x))
 
