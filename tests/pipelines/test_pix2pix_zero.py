@@ -277,11 +277,15 @@ def test_pictures_are_described_by_blip_as_in_the_reference(pair, tmp_path):
     processor = transformers.BlipProcessor(transformers.BlipImageProcessor(size={"height": 16, "width": 16}), tokenizer)
     network = transformers.BlipForConditionalGeneration(config).eval()
     said = []
-    for pipe in pair():
-        pipe.caption_generator, pipe.caption_processor = network, processor
+    both = pair()
+    for pipe in both:
+        pipe.register_modules(caption_generator=network, caption_processor=processor)
         said.append(pipe.generate_caption(pil()))
     assert said[0] == said[1]
     assert said[0].startswith("a photography of")
+    for k, (saver, loader) in enumerate(zip(both, reversed(both), strict=True)):
+        saver.save_pretrained(tmp_path / str(k))
+        assert type(loader).from_pretrained(tmp_path / str(k)).generate_caption(pil()) == said[0]
     with pytest.raises(ValueError, match="give caption_generator and caption_processor"):
         pair()[0].generate_caption(pil())
 
