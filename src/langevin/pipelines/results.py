@@ -91,12 +91,13 @@ def call_settings(
 
 
 def _schedulers(stages: Sequence[Setup]) -> dict[str, Any]:
-    """The scheduler of a call whose stages have one; else theirs by the stage's name."""
+    """The scheduler of a call, where it has one; those of several stages by the stage's name."""
 
     def described(scheduler: Any) -> dict[str, Any]:
         config = {k: v for k, v in scheduler.config.items() if k == "_spacing" or not k.startswith("_")}
         return {"scheduler": type(scheduler).__name__, "scheduler_config": config}
 
-    if len({id(stage.scheduler) for stage in stages}) == 1:
-        return described(stages[0].scheduler)
-    return {"stages": {stage.name: described(stage.scheduler) for stage in stages}} if stages else {}
+    one = described(stages[0].scheduler) if len({id(stage.scheduler) for stage in stages}) == 1 else {}
+    if len(stages) < 2:
+        return one
+    return {**one, "stages": {stage.name: described(stage.scheduler) for stage in stages}}
