@@ -79,7 +79,7 @@ def call_settings(
         "pipeline": type(pipeline).__name__,
         "model": getattr(pipeline, "name_or_path", None),
         **kept,
-        **_schedulers(stages),
+        **_schedulers(pipeline, stages),
         **state,
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "device": pipeline.device.type,
@@ -90,14 +90,15 @@ def call_settings(
     return settings
 
 
-def _schedulers(stages: Sequence[Setup]) -> dict[str, Any]:
-    """The scheduler of a call, where it has one; those of several stages by the stage's name."""
+def _schedulers(pipeline: Any, stages: Sequence[Setup]) -> dict[str, Any]:
+    """The scheduler of a call with one stage; of several, all by the stage's name, and the pipeline's."""
 
     def described(scheduler: Any) -> dict[str, Any]:
         config = {k: v for k, v in scheduler.config.items() if k == "_spacing" or not k.startswith("_")}
         return {"scheduler": type(scheduler).__name__, "scheduler_config": config}
 
-    one = described(stages[0].scheduler) if len({id(stage.scheduler) for stage in stages}) == 1 else {}
-    if len(stages) < 2:
-        return one
-    return {**one, "stages": {stage.name: described(stage.scheduler) for stage in stages}}
+    if len(stages) == 1:
+        return described(stages[0].scheduler)
+    main = [stage for stage in stages if stage.scheduler is getattr(pipeline, "scheduler", None)]
+    own = described(main[0].scheduler) if main else {}
+    return {**own, "stages": {stage.name: described(stage.scheduler) for stage in stages}} if stages else {}
