@@ -56,7 +56,7 @@ def denoise(
         for guider in guiders:
             step.attention = guider.attention(step) or step.attention
 
-        said = denoiser(run.scale_model_input(x, i), step, step.conditions(names[::-1]), step.attention)
+        said = step.ask(run.scale_model_input(x, i), names[::-1], step.attention)
         predictions = said
         if predicts_variance is not False:  # it does or it does not, for all of a run
             predictions, step.variance = without_variance(said, x)

@@ -204,3 +204,16 @@ class SemanticStableDiffusionPipelineOutput(BaseOutput):
     edit_masks: list[Tensor | None] | None = None
 
     in_tuples = ("images", "nsfw_content_detected")
+
+
+@dataclass
+class Pix2PixInversionPipelineOutput(BaseOutput):
+    """The noise that pictures would be made of.
+
+    Attributes:
+        latents: the noise, ``(batch, channels, height, width)``; to be given to a call as ``latents``.
+        images: the same, decoded, in the form asked for.
+    """
+
+    latents: Tensor
+    images: Any

@@ -81,6 +81,12 @@ class Noise:
         one = (1, *shape[1:])
         return torch.cat([self.law(one, generator=g, dtype=dtype, device=g.device) for g in generator]).to(device)
 
+    def whole(self, below: int, row: int) -> int:
+        """A random whole number from 0 to ``below - 1``, of picture ``row``'s own generator where it has one."""
+        generator: Any = self.generator[row] if isinstance(self.generator, Sequence) else self.generator
+        device = "cpu" if generator is None else generator.device
+        return int(torch.randint(below, (1,), generator=generator, device=device).item())
+
     def __call__(self, like: Tensor) -> Tensor:
         """Fresh noise with the shape, dtype and device of ``like``."""
         return self.draw(like.shape, like.dtype, like.device)

@@ -223,3 +223,26 @@ def test_settings_of_pictures_that_cannot_be_made_again_say_so(tiny_sd_folder):
     large = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
     made = pipe("a", image=large, num_inference_steps=2, height=16, width=16)
     assert made.images[0].settings["not_recorded"] == ["image"]
+
+
+def test_pictures_of_edits_by_text_can_be_made_again(run, tiny_sd_folder, circle):
+    from PIL import Image as Images
+
+    plain = langevin.StableDiffusionPipeline.from_pretrained(tiny_sd_folder)
+    plain.scheduler = langevin.DDIMScheduler.from_config(plain.scheduler.config)
+    edits = dict(editing_prompt=["blue", "red"], reverse_editing_direction=[False, True], edit_warmup_steps=[0, 1])
+    guider = langevin.SemanticGuidance(["blue", "red"], [False, True], warmup_steps=[0, 1])
+    sides = dict(source_prompts=["a cat", "cats"], target_prompts=["a dog"])
+    calls = {
+        "semantic": ("SemanticStableDiffusionPipeline", edits),
+        "guider": ("StableDiffusionPipeline", dict(guiders=[guider])),
+        "cycle": ("CycleDiffusionPipeline", dict(source_prompt=["x", "y"], image=Images.open(circle), eta=0.5)),
+        "zero": ("StableDiffusionPix2PixZeroPipeline", sides),
+    }
+    for name, (cls, call) in calls.items():
+        pipe = getattr(langevin, cls).from_pipe(plain)
+        pipe.set_progress_bar_config(disable=True)
+        made = pipe(["a cat", "a dog"], num_inference_steps=3, seed=3, **call).images[1]
+        made.save(f"{name}.png")
+        said = run("again", f"{name}.png", "--yes").stdout
+        assert "identical" in said or "the same but for rounding" in said, (name, said)

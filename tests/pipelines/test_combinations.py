@@ -196,6 +196,42 @@ def test_tasks_are_guiders_and_stack_too(paint):
         assert abs(make(parts[:k] + parts[k + 1 :]) - whole).max() > 1e-4, type(parts[k]).__name__
 
 
+EDITS_BY_TEXT = {
+    "semantic": (
+        "SemanticStableDiffusionPipeline",
+        dict(editing_prompt="dog", edit_warmup_steps=0, edit_threshold=0.5),
+    ),
+    "cycle": ("CycleDiffusionPipeline", dict(source_prompt="a dog", image=picture(), eta=0.5)),
+    "zero": (
+        "StableDiffusionPix2PixZeroPipeline",
+        dict(source_prompts=["cat"], target_prompts=["dog"], cross_attention_guidance_amount=50.0),
+    ),
+    "edited": ("StableDiffusionModelEditingPipeline", {}),
+}
+
+
+@pytest.mark.parametrize("task", EDITS_BY_TEXT)
+def test_edits_by_text_take_guiders_and_control(paint, controls, task):
+    cls, call = EDITS_BY_TEXT[task]
+    base = paint.pipes["StableDiffusionPipeline", "sd1", "ddim"]
+    pipe = getattr(langevin, cls).from_pipe(base)
+    pipe.set_progress_bar_config(disable=True)
+    if task == "edited":
+        pipe.with_augs = []
+        pipe.edit_model("cat", "dog cat")
+
+    def make(pipe=pipe, call=call, **more):
+        return pipe("a (red)1.3 cat", num_inference_steps=STEPS, seed=5, output_type="np", **call, **more).images
+
+    alone = make()
+    assert abs(alone - make(base, {})).max() > 1e-4
+    parts = dict(guiders=[SelfAttentionGuidance(1.5)], control=controls["one"][0])
+    both = make(**parts)
+    for name in parts:
+        assert abs(make(**{name: parts[name]}) - both).max() > 1e-4, f"{name} is not all there is"
+    np.testing.assert_array_equal(make(control=controls["one"][1]), alone)
+
+
 # -- what is idle is not computed
 
 

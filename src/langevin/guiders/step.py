@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,7 @@ class Step:
         told: conditions of all branches.
         variance: what the network said of the positive branch's variance, ``(batch, channels, …)``, where it has twice
             x's channels; guiders see the prediction alone.
+        shown: what single branches are shown in x's place at this step, as the network sees it (scaled), by name.
     """
 
     index: int
@@ -89,6 +90,7 @@ class Step:
     attention: Callable[..., Tensor] | None = None
     told: Told = field(default_factory=Told)
     variance: Tensor | None = None
+    shown: dict[str, Tensor] = field(default_factory=dict)
 
     def conditions(self, names: Iterable[str]) -> dict[str, Conditions]:
         """All that the named branches are told.
@@ -104,6 +106,17 @@ class Step:
                 f"a guider asks for the branch {error}, which this call does not have; it has: {', '.join(own)}. "
                 "Guidance needs a pipeline with a negative branch"
             ) from None
+
+    def ask(self, x: Tensor, names: Sequence[str], attention: Callable | None = None) -> dict[str, Tensor]:
+        """What the network says of this step's x (scaled), or of what a branch is :attr:`shown` in its place."""
+        if not self.shown:
+            return self.denoiser(x, self, self.conditions(names), attention)
+        said = {}
+        if alike := [name for name in names if name not in self.shown]:
+            said = self.denoiser(x, self, self.conditions(alike), attention)
+        for name in (name for name in names if name in self.shown):
+            said.update(self.denoiser(self.shown[name], self, self.conditions([name]), attention))
+        return said
 
     def predict(self, x: Tensor, names: Iterable[str], attention: Callable | None = None) -> dict[str, Tensor]:
         """Ask the network at this step about any x (unscaled), for the named branches."""

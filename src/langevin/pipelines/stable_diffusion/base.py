@@ -6,8 +6,7 @@ import copy
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from langevin.codecs.base import Codec, check_size
 from langevin.codecs.pixels import PlainCodec
 from langevin.codecs.vae import VaeCodec
-from langevin.guiders.base import Guider
+from langevin.guiders.base import Guider, Setup
 from langevin.guiders.distilled import DistilledGuidance
 from langevin.media.images import VaeImageProcessor, pictures
 from langevin.outputs import StableDiffusionPipelineOutput
@@ -30,6 +29,7 @@ from langevin.prompts.textual_inversion import TextualInversionLoaderMixin
 if TYPE_CHECKING:
     from langevin.schedulers.run import Run
 
+T = TypeVar("T", bound=FamilyGiven)
 logger = logging.getLogger(__name__)
 
 
@@ -87,30 +87,56 @@ class LatentPipeline(DiffusionPipeline):
                 the caller's ``control`` and ``guiders``; among them may be another kind of guidance.
             size: height and width in pixels, where they are not what ``given`` says.
         """
-        if given.guidance_scale is None:
-            given = given.changed(guidance_scale=self.call_default("guidance_scale", 7.5))
-        shape = partial(self.codec.shape, size=size or self.size(given.height, given.width))
+        given = self.scaled(given)
+        size = size or self.size(given.height, given.width)
         run = self.plan(given)
         told = self.read(given, steps=len(run) if given.own_schedule else given.num_inference_steps)
         call = Call(self, given, told.batch)
         parts = [*parts, *self.earlier(call, given)]
-        setup = call.stage(
+        setup = self.stage(call, given, told, parts, size, run=run)
+        return self.hand_over(call, setup, call.denoise(setup))
+
+    def scaled(self, given: T) -> T:
+        """The call's arguments with the checkpoint's own scale of guidance, where none is given."""
+        if given.guidance_scale is None:
+            return given.changed(guidance_scale=self.call_default("guidance_scale", 7.5))
+        return given
+
+    def stage(
+        self,
+        call: Call,
+        given: FamilyGiven,
+        told: Reading,
+        parts: Sequence[Guider],
+        size: Sequence[int],
+        **more: Any,
+    ) -> Setup:
+        """A stage of the call with the family's network; ``more``, its ``run`` among them, takes the place of what it
+        usually has.
+        """
+        usual: dict[str, Any] = {
+            "scheduler": self.scheduler,
+            "branches": told.branches,
+            "latents": given.latents,
+            "steps": None if given.own_schedule else given.num_inference_steps,
+            "name": self._stage_name,
+        }
+        usual |= more
+        return call.stage(
             self.network,
-            self.scheduler,
-            shape(told.batch),
-            told.branches,
-            [*([] if told.guider is None else [told.guider]), *self.guidance(given, parts)],
-            run=run,
-            steps=None if given.own_schedule else given.num_inference_steps,
+            shape=self.codec.shape(told.batch, size),
+            guiders=[*([] if told.guider is None else [told.guider]), *self.guidance(given, parts)],
             codec=self.codec,
-            latents=given.latents,
             fixed={"cross_attention_kwargs": given.cross_attention_kwargs} if given.cross_attention_kwargs else {},
-            name=self._stage_name,
             encode_text=told.again,
             pair_images=given.pair_images,
             pictures=given.num_images_per_prompt,
+            **usual,
         )
-        x = call.denoise(setup)
+
+    def hand_over(self, call: Call, setup: Setup, x: Tensor) -> Any:
+        """What a call gives for x at its end."""
+        given: Any = call.given
         if given.output_type == "latent":
             return self.output(call.deliver(x))
         return self.hand_out(call, call.decode(setup, x))
