@@ -77,7 +77,7 @@ TABLE: dict[str, tuple[Check, str]] = {
     "sld_warmup_steps": _whole(0, MAX_STEPS),
     "num_images_per_prompt": _whole(1, MAX_STEPS),
     "batch_size": _whole(1, MAX_STEPS),
-    "strength": _number(0, 1),
+    **dict.fromkeys(("strength", "inpaint_strength"), _number(0, 1)),
     "eta": _number(0),
     **dict.fromkeys(("guidance_scale", "guidance_rescale", "image_guidance_scale", "prior_guidance_scale"), _number()),
     **dict.fromkeys(("sag_scale", "scale_factor", "sld_guidance_scale", "sld_threshold"), _number()),
