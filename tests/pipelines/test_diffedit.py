@@ -114,6 +114,14 @@ def test_outside_the_mask_the_picture_comes_back(make):
     assert abs(made[..., :5] - trace[:, -1, ..., :5]).max() > 0.01
 
 
+def test_seeds_say_what_an_inversion_draws(make):
+    pipe = make()[0]
+    call = dict(num_reg_steps=1, lambda_kl=0.0, lambda_auto_corr=3.0, **STEPS)
+    both = pipe.invert(["a cat", "a dog"], [pil(), pil(seed=1)], seed=[3, 8], **call).latents
+    alone = pipe.invert("a dog", pil(seed=1), seed=8, **call).latents
+    torch.testing.assert_close(both[1:], alone, atol=1e-4, rtol=1e-4)
+
+
 def test_a_mask_of_a_picture_does_not_depend_on_others(make):
     """The reference holds every picture's differences against the mean of all."""
     pipe = make()[0]

@@ -67,7 +67,7 @@ class NoiseRegularisation(Guider):
         rolls: shifts that are drawn for the pairwise loss.
         prediction_type: of the network.
         schedule: the noise schedule of the network's timesteps.
-        generator: draws the shifts.
+        generator: draws the shifts; or a list with one for each picture.
     """
 
     steps: int = 0
@@ -103,11 +103,13 @@ class NoiseRegularisation(Guider):
     def _correlation(self, noise: Tensor) -> Tensor:
         """Squared means of the noise times itself shifted, over a pyramid; each map draws its shifts."""
         loss = noise.new_zeros(())
-        for row in noise:
+        several = isinstance(self.generator, (list, tuple))
+        for k, row in enumerate(noise):
+            generator = self.generator[k] if several else self.generator
             for each in row[:, None, None]:
                 size = each
                 while True:
-                    shift = int(torch.randint(size.shape[2] // 2, (1,), generator=self.generator))
+                    shift = int(torch.randint(size.shape[2] // 2, (1,), generator=generator))
                     for axis in (2, 3):
                         loss = loss + (size * size.roll(shift, axis)).mean() ** 2
                     if size.shape[2] <= 8:

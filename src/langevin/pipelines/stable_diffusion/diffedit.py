@@ -203,7 +203,7 @@ class StableDiffusionDiffEditPipeline(StableDiffusionBase):
             given.num_auto_corr_rolls,
             scheduler.config.prediction_type,
             scheduler.noise_schedule,
-            generator=given.generator,
+            generator=call.noise.generator,
         )
         setup = call.stage(
             self.unet,
