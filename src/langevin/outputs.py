@@ -167,6 +167,19 @@ class AltDiffusionPipelineOutput(StableDiffusionPipelineOutput):
 
 
 @dataclass
+class DiffEditInversionPipelineOutput(BaseOutput):
+    """What an inversion passed through.
+
+    Attributes:
+        latents: ``(prompts, steps, channels, height, width)``, the noisiest first.
+        images: the same decoded, one after the other, in the form asked for; None where it was not asked for.
+    """
+
+    latents: Tensor
+    images: Any
+
+
+@dataclass
 class StableDiffusionSafePipelineOutput(BaseOutput):
     """Pictures.
 

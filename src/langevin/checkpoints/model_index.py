@@ -79,12 +79,15 @@ def public(name: str) -> Any:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """For error messages: the names among ``known`` that are most like ``name``, or all of them if they are few."""
+    """For error messages: the names among ``known`` that are most like ``name``; if there are none, what is known."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f"nearest: {', '.join(close)}"
-    return f"it has: {', '.join(known)}" if len(known) <= 40 else "no name in langevin.__all__ is like it"
+    if len(known) > 60:
+        return "no name in langevin.__all__ is like it"
+    shown, more = (known, "") if len(known) <= 12 else (known[:8], f" and {len(known) - 8} more")
+    return f"it has: {', '.join(shown)}{more}"
 
 
 def origin(part: Any) -> tuple[str | None, str | None]:

@@ -48,6 +48,7 @@ class Setup:
         pair_images: see :meth:`rows`.
         pictures: how many there are of each prompt.
         start: the network call at which the run begins.
+        stop: the network call before which the run ends; None goes to its end.
         x: where it begins, at the level of call ``start``; None is where the run begins by itself, which is noise.
         latents: the noise that the caller gave to begin with, or None.
         tensors: tensors that callbacks may see and replace, by name, beside those in ``told["channels"]``; read them
@@ -74,6 +75,7 @@ class Setup:
     pair_images: bool = False
     pictures: int = 1
     start: int = 0
+    stop: int | None = None
     x: Tensor | None = None
     latents: Tensor | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)

@@ -144,8 +144,9 @@ class Call:
         run, start, order = setup.run, setup.start, setup.order
         if self.interrupt:  # an earlier stage was ended before its time
             return setup.x
-        steps = max(setup.steps - start // order, 0)
-        total = max(len(run) - start, 0)
+        end = len(run) if setup.stop is None else setup.stop
+        steps = max(setup.steps - (start + len(run) - end) // order, 0)
+        total = max(end - start, 0)
         # solvers that start with extra network calls report no progress for those
         warm_up = max(total - steps * order, 0)
         with self.pipeline.progress_bar(total=min(steps, total)) as bar:
@@ -159,7 +160,9 @@ class Call:
                 x = self.callbacks.after_call(self, setup, step, x)
                 health.look(step.index, x)
                 done = step.index - start + 1
-                last = step.index == len(run) - 1  # an adaptive run grows on the way
+                last = (
+                    step.index == (len(run) if setup.stop is None else setup.stop) - 1
+                )  # an adaptive run grows on the way
                 whole = last or (done > warm_up and done % order == 0)
                 if whole:
                     bar.update()
@@ -176,6 +179,7 @@ class Call:
                 noise=setup.noise,
                 told=setup.told,
                 start=start,
+                stop=setup.stop,
                 on_step=on_step,
             )
         health.report(x)
