@@ -119,7 +119,7 @@ _PUBLIC = {
     "langevin.guiders.classifier_free": ["ClassifierFreeGuidance"],
     "langevin.guiders.control": ["Control"],
     "langevin.guiders.depth": ["DepthChannel"],
-    "langevin.guiders.inversion": ["InversionTrace", "NoiseRegularisation"],
+    "langevin.guiders.inversion": ["InversionTrace"],
     "langevin.guiders.image_embedding": ["ImageEmbedding"],
     "langevin.guiders.image_start": ["ImageStart"],
     "langevin.guiders.inpaint": ["Inpaint"],

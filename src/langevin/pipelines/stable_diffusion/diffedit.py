@@ -13,8 +13,9 @@ from torch import Tensor
 
 from langevin.checks import Count, Range, Share
 from langevin.denoiser import NetworkDenoiser
-from langevin.guiders.inversion import Follow, InversionTrace, NoiseRegularisation
+from langevin.guiders.inversion import Follow, InversionTrace
 from langevin.guiders.step import Step
+from langevin.guiders.whitening import Whitening
 from langevin.outputs import DiffEditInversionPipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call
@@ -111,7 +112,7 @@ class InvertGiven(TextGiven):
         inpaint_strength: how far to go towards noise, the share of the run.
         num_inference_steps: of a whole run.
         decode_latents: decode what was passed through, too.
-        lambda_auto_corr, lambda_kl, num_reg_steps, num_auto_corr_rolls: see :class:`langevin.NoiseRegularisation`.
+        lambda_auto_corr, lambda_kl, num_reg_steps, num_auto_corr_rolls: see :class:`langevin.Whitening`.
     """
 
     image: Any = field(default=None, kw_only=False)
@@ -196,14 +197,8 @@ class StableDiffusionDiffEditPipeline(StableDiffusionBase):
             from langevin.schedulers.timesteps.ddim_inverse import DDIMInverseScheduler
 
             scheduler = DDIMInverseScheduler.from_config(self.scheduler.config)
-        regularisation = NoiseRegularisation(
-            given.num_reg_steps,
-            given.lambda_auto_corr,
-            given.lambda_kl,
-            given.num_auto_corr_rolls,
-            scheduler.config.prediction_type,
-            scheduler.noise_schedule,
-            generator=call.noise.generator,
+        regularisation = Whitening(
+            given.lambda_auto_corr, given.lambda_kl, given.num_reg_steps, given.num_auto_corr_rolls
         )
         setup = call.stage(
             self.unet,
