@@ -56,7 +56,11 @@ def denoise(
         for guider in guiders:
             step.attention = guider.attention(step) or step.attention
 
-        said = step.ask(run.scale_model_input(x, i), names[::-1], step.attention)
+        shown = run.scale_model_input(x, i)
+        if step.shown:  # single branches are shown something else
+            said = step.ask(shown, names[::-1], step.attention)
+        else:
+            said = denoiser(shown, step, step.conditions(names[::-1]), step.attention)
         predictions = said
         if predicts_variance is not False:  # it does or it does not, for all of a run
             predictions, step.variance = without_variance(said, x)

@@ -109,8 +109,6 @@ class Step:
 
     def ask(self, x: Tensor, names: Sequence[str], attention: Callable | None = None) -> dict[str, Tensor]:
         """What the network says of this step's x (scaled), or of what a branch is :attr:`shown` in its place."""
-        if not self.shown:
-            return self.denoiser(x, self, self.conditions(names), attention)
         said = {}
         if alike := [name for name in names if name not in self.shown]:
             said = self.denoiser(x, self, self.conditions(alike), attention)
