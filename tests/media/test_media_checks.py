@@ -13,39 +13,11 @@ from langevin.media.crops import check_box, crop_to_box, scaled_box
 from langevin.media.framing import framed
 from langevin.media.images import VaeImageProcessor, load_image
 from langevin.media.load import WrongPicture, opened
+from tests.media.media_modes import COLOURS, MODES, of_mode
 
 RNG = np.random.default_rng(0)
-COLOURS = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)  # those of COLOURS
 GREY = RNG.integers(2, 256, (24, 32), dtype=np.uint8)
-MODES = (
-    "1",
-    "L",
-    "LA",
-    "La",
-    "P",
-    "PA",
-    "RGB",
-    "RGBA",
-    "RGBa",
-    "RGBX",
-    "CMYK",
-    "YCbCr",
-    "HSV",
-    "LAB",
-    "I",
-    "I;16",
-    "F",
-)
-
-
-def of_mode(mode, image=None):
-    image = Image.fromarray(COLOURS) if image is None else image
-    if mode == "I;16":
-        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
-    steps = {"La": ("LA", "La"), "PA": ("RGB", "P", "PA"), "RGBa": ("RGBA", "RGBa"), "I": ("L", "I"), "F": ("L", "F")}
-    for step in steps.get(mode, (mode,)):
-        image = image.convert(step)
-    return image
 
 
 def saved(image, format="PNG", **how):

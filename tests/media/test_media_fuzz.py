@@ -33,7 +33,7 @@ from langevin.media.images import Picture, VaeImageProcessor, to_tensor
 from langevin.media.recording import recorded, recorded_row, reread
 from langevin.media.schema import TABLE, WrongSettings, check_settings
 from langevin.media.settings import read_settings, settings_to_json, settings_to_text, text_to_settings
-from tests.media.test_media_checks import MODES, of_mode
+from tests.media.media_modes import MODES, of_mode
 
 TIMES = float(os.environ.get("LANGEVIN_FUZZ", "1"))
 

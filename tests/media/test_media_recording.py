@@ -30,7 +30,7 @@ from langevin.media.recording import (
     stamp_parts,
 )
 from langevin.media.settings import read_settings, settings_to_json
-from tests.media.test_media_checks import MODES, of_mode
+from tests.media.media_modes import MODES, of_mode
 
 RNG = np.random.default_rng(1)
 NOISE = RNG.integers(0, 256, (80, 100, 4), dtype=np.uint8)  # too large to be written whole

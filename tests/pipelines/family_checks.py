@@ -174,3 +174,16 @@ def pil(height=16, width=16, seed=0):
 
     pixels = (picture(height, width, seed).permute(1, 2, 0).numpy() * 255).round().astype("uint8")
     return Image.fromarray(pixels)
+
+
+def mask(height=16, width=16, box=(4, 2, 12, 9)):
+    """White in the box (left, top, right, bottom)."""
+    from PIL import Image
+
+    image = Image.new("L", (width, height))
+    image.paste(255, box)
+    return image
+
+
+def mask_tensor(*args, **kwargs):
+    return torch.from_numpy(np.array(mask(*args, **kwargs)) / 255.0).float()[None, None]

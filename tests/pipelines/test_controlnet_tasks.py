@@ -15,10 +15,10 @@ from tests.pipelines.family_checks import (
     assert_same,
     generator,
     images,
+    mask,
     pil,
     steps,
 )
-from tests.pipelines.test_inpaint import mask
 
 IMG2IMG, INPAINT = "StableDiffusionControlNetImg2ImgPipeline", "StableDiffusionControlNetInpaintPipeline"
 STEPS = dict(num_inference_steps=4)

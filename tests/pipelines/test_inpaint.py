@@ -8,26 +8,24 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import langevin
 from langevin import DiffusionPipeline, ImageStart, Inpaint, Picture, StableDiffusionInpaintPipeline
 from langevin.zoo.reader import read
-from tests.pipelines.family_checks import SCHEDULERS, assert_same, generator, images, picture, pil, steps
+from tests.pipelines.family_checks import (
+    SCHEDULERS,
+    assert_same,
+    generator,
+    images,
+    mask,
+    mask_tensor,
+    picture,
+    pil,
+    steps,
+)
 
 NAME = "StableDiffusionInpaintPipeline"
 STEPS = dict(num_inference_steps=7)
-
-
-def mask(height=16, width=16, box=(4, 2, 12, 9)):
-    """White in the box (left, top, right, bottom)."""
-    image = Image.new("L", (width, height))
-    image.paste(255, box)
-    return image
-
-
-def mask_tensor(*args, **kwargs):
-    return torch.from_numpy(np.array(mask(*args, **kwargs)) / 255.0).float()[None, None]
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

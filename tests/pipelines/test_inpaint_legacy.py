@@ -17,11 +17,12 @@ from tests.pipelines.family_checks import (
     assert_same,
     generator,
     images,
+    mask,
+    mask_tensor,
     picture,
     pil,
     steps,
 )
-from tests.pipelines.test_inpaint import mask, mask_tensor
 
 NAME = "StableDiffusionInpaintPipelineLegacy"
 STEPS = dict(num_inference_steps=5)

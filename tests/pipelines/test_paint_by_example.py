@@ -20,8 +20,17 @@ from langevin import (
     StableDiffusionInpaintPipeline,
 )
 from tests.pipelines.control_checks import controlnets
-from tests.pipelines.family_checks import assert_made_again, assert_same, generator, images, picture, pil, steps
-from tests.pipelines.test_inpaint import mask, mask_tensor
+from tests.pipelines.family_checks import (
+    assert_made_again,
+    assert_same,
+    generator,
+    images,
+    mask,
+    mask_tensor,
+    picture,
+    pil,
+    steps,
+)
 from tests.prompts.readers_parts import random
 
 NAME = "PaintByExamplePipeline"

@@ -7,6 +7,8 @@ import string
 import torch
 import transformers
 
+import langevin
+
 LETTERS = string.ascii_letters + string.digits + ".,:;!?-+()[]|~'\"éß猫"
 
 
@@ -78,3 +80,12 @@ def clip_vision(**config):
     side = sizes["image_size"]
     size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     return encoder, transformers.CLIPImageProcessor(**size)
+
+
+def xlm_r(config=None):
+    sizes = langevin.RobertaSeriesConfig(**xlm_r_sizes(**(config or {})))
+    return random(langevin.RobertaSeriesModelWithTransformation(sizes))
+
+
+def bert(config=None):
+    return random(langevin.LDMBertModel(langevin.LDMBertConfig(**bert_sizes(**(config or {})))))

@@ -26,7 +26,6 @@ from langevin.prompts.tree import PromptSyntaxError
 from langevin.prompts.weighting import GRAMMARS
 from tests.helpers import tiny_tokenizer
 from tests.prompts import readers_parts as tiny
-from tests.prompts.test_readers import bert, xlm_r
 
 TIMES = float(os.environ.get("LANGEVIN_FUZZ", "1"))
 ATOMS = ["a", "cat ", " ", "   ", "\n", "(", ")", "[", "]", "{", '"', "'", "+", "++", "-", ",", ".", ":", "|", "~", "="]
@@ -64,8 +63,8 @@ def readers(tmp_path_factory):
         "clip": CLIPReader(tokenizer, tiny.clip_encoder(tokenizer)),
         "pooled": PooledReader(tokenizer, tiny.clip_encoder(tokenizer, projection=10), outputs=outputs),
         "t5": T5Reader(tiny.t5_tokenizer(), tiny.t5_encoder(), window=12),
-        "xlm_r": XLMRReader(tiny.xlm_r_tokenizer(12), xlm_r()),
-        "bert": BertReader(tiny.bert_tokenizer(), bert(), window=12),
+        "xlm_r": XLMRReader(tiny.xlm_r_tokenizer(12), tiny.xlm_r()),
+        "bert": BertReader(tiny.bert_tokenizer(), tiny.bert(), window=12),
     }
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-import langevin
 from langevin.models.encoders.twin import twin
 from langevin.prompts.lengths import LENGTHS
 from langevin.prompts.readers.base import TextReader
@@ -36,15 +35,6 @@ def clip_tokenizer(tmp_path_factory):
     return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"), window=24)
 
 
-def xlm_r(config=None):
-    sizes = langevin.RobertaSeriesConfig(**tiny.xlm_r_sizes(**(config or {})))
-    return tiny.random(langevin.RobertaSeriesModelWithTransformation(sizes))
-
-
-def bert(config=None):
-    return tiny.random(langevin.LDMBertModel(langevin.LDMBertConfig(**tiny.bert_sizes(**(config or {})))))
-
-
 POOLED = {"hidden": "tokens", "embeds": "text_embeds", "mask": "filled"}
 
 
@@ -63,9 +53,9 @@ def readers(clip_tokenizer):
         ),
         "aligned": AlignedReader(clip_tokenizer, projecting),
         "t5": T5Reader(tiny.t5_tokenizer(), tiny.t5_encoder()),
-        "xlm_r": XLMRReader(tiny.xlm_r_tokenizer(), xlm_r()),
-        "xlm_r_pre": XLMRReader(tiny.xlm_r_tokenizer(), xlm_r({"has_pre_transformation": True})),
-        "bert": BertReader(tiny.bert_tokenizer(), bert()),
+        "xlm_r": XLMRReader(tiny.xlm_r_tokenizer(), tiny.xlm_r()),
+        "xlm_r_pre": XLMRReader(tiny.xlm_r_tokenizer(), tiny.xlm_r({"has_pre_transformation": True})),
+        "bert": BertReader(tiny.bert_tokenizer(), tiny.bert()),
     }
 
 
@@ -118,7 +108,7 @@ def test_xlm_r_is_read_as_altdiffusion_reads_it(negative, config):
     from diffusers.pipelines.deprecated.alt_diffusion import modeling_roberta_series as theirs_of
     from diffusers.pipelines.deprecated.alt_diffusion.pipeline_alt_diffusion import AltDiffusionPipeline
 
-    tokenizer, encoder = tiny.xlm_r_tokenizer(), xlm_r(config)
+    tokenizer, encoder = tiny.xlm_r_tokenizer(), tiny.xlm_r(config)
     other = theirs_of.RobertaSeriesModelWithTransformation(
         theirs_of.RobertaSeriesConfig(**tiny.xlm_r_sizes(**config))
     ).eval()
@@ -136,7 +126,7 @@ def test_xlm_r_is_read_as_altdiffusion_reads_it(negative, config):
 def test_bert_is_read_as_latent_diffusion_reads_it(config):
     from diffusers.pipelines.latent_diffusion import pipeline_latent_diffusion as theirs_of
 
-    tokenizer, encoder = tiny.bert_tokenizer(), bert(config)
+    tokenizer, encoder = tiny.bert_tokenizer(), tiny.bert(config)
     other = theirs_of.LDMBertModel(theirs_of.LDMBertConfig(**tiny.bert_sizes(**config))).eval()
     other.load_state_dict(encoder.state_dict())
     options = dict(padding="max_length", max_length=77, truncation=True, return_tensors="pt")

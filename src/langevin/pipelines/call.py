@@ -154,11 +154,14 @@ class Call:
                 bar.set_description(setup.name)
 
             health = Health(setup, total)
+            watched = self.callbacks.on_step_end is not None
 
             def on_step(step: Step, x: Tensor) -> Tensor | None:
                 self.__dict__["step"] = step
-                x = self.callbacks.after_call(self, setup, step, x)
-                health.look(step.index, x)
+                if watched:
+                    x = self.callbacks.after_call(self, setup, step, x)
+                if step.index % health.every == 0:
+                    health.look(step.index, x)
                 done = step.index - start + 1
                 last = (
                     step.index == (len(run) if setup.stop is None else setup.stop) - 1
@@ -287,17 +290,16 @@ class Health:
 
     def __init__(self, setup: Setup, calls: int) -> None:
         self.setup = setup
-        self.every = max(1, calls // 16)
+        self.every = max(1, -(-calls // 16))
         self.sums: dict[int, Tensor] = {}
 
     def look(self, index: int, x: Tensor) -> None:
         """After network call ``index``."""
-        if index % self.every == 0 and x.is_floating_point():
+        if x.is_floating_point():
             self.sums[index] = x.sum(dtype=torch.float32)
 
     def report(self, x: Tensor) -> None:
         """The warning, if there is anything to warn of in this x or before."""
-        self.every = 1
         self.look(len(self.setup.run) - 1, x)
         looked = list(self.sums)
         bad = torch.stack([*self.sums.values()]).isfinite().logical_not().nonzero().flatten().tolist() if looked else []

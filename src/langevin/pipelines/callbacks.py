@@ -59,8 +59,7 @@ class Callbacks:
 
     def after_call(self, call: Any, setup: Setup, step: Step, x: Tensor) -> Tensor:
         """Show the stage's tensors after a network call; x as the callback leaves it."""
-        if self.on_step_end is None:
-            return x
+        assert self.on_step_end is not None
         tensors = {name: x if name == "latents" else self._shown(setup, name) for name in self.tensor_inputs}
         before = {name: _version(tensor) for name, tensor in tensors.items()}
         given = self.on_step_end(call, step.index - step.start, torch.as_tensor(step.timestep), dict(tensors)) or {}
