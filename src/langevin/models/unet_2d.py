@@ -80,7 +80,6 @@ class UNet2DModel(ModelMixin):
         self.sample_size = sample_size
         time_dim = time_embedding_dim or channels[0] * 4
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
-
         self._embed_time(channels[0], time_dim)
         self._embed_class(time_dim)
 

@@ -114,9 +114,20 @@ class StableUnCLIPPipeline(UnCLIPBase):
         vae: Any,
     ) -> None:
         """``prior``: a :class:`~langevin.PriorTransformer`."""
-        parts = {name: part for name, part in locals().items() if name not in ("self", "__class__")}
         DiffusionPipeline.__init__(self)
-        self.take_parts(**parts)
+        self.take_parts(
+            prior_tokenizer=prior_tokenizer,
+            prior_text_encoder=prior_text_encoder,
+            prior=prior,
+            prior_scheduler=prior_scheduler,
+            image_normalizer=image_normalizer,
+            image_noising_scheduler=image_noising_scheduler,
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            unet=unet,
+            scheduler=scheduler,
+            vae=vae,
+        )
 
     @takes(StableUnCLIPGiven)
     def __call__(self, given: StableUnCLIPGiven) -> Any:

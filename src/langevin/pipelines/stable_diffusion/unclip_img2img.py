@@ -72,9 +72,18 @@ class StableUnCLIPImg2ImgPipeline(UnCLIPBase):
         vae: Any,
     ) -> None:
         """``image_encoder``: a ``CLIPVisionModelWithProjection`` of transformers."""
-        parts = {name: part for name, part in locals().items() if name not in ("self", "__class__")}
         DiffusionPipeline.__init__(self)
-        self.take_parts(**parts)
+        self.take_parts(
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+            image_normalizer=image_normalizer,
+            image_noising_scheduler=image_noising_scheduler,
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            unet=unet,
+            scheduler=scheduler,
+            vae=vae,
+        )
 
     def spread_arguments(self, given: Any) -> dict[str, bool]:
         return {"image": True}
