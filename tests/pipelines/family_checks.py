@@ -95,7 +95,7 @@ class Twins:
             ours = langevin.StableDiffusionPipeline.from_pretrained(folder / "checkpoint")
             self.made[unet, safety] = ours.components, pipe.components
         names = (name, name) if isinstance(name, str) else name
-        chosen, config = {**SCHEDULERS, **SAMPLE}[scheduler]
+        chosen, config = {**SCHEDULERS, **SAMPLE}[scheduler] if isinstance(scheduler, str) else scheduler
         pipes = []
         for k, library in enumerate((langevin, diffusers)):
             cls = getattr(library, names[k]) if isinstance(names[k], str) else names[k]

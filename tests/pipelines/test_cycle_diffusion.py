@@ -9,7 +9,6 @@ import torch
 import langevin
 from langevin import CycleNoise
 from tests.pipelines.family_checks import (
-    SCHEDULERS,
     assert_checkpoints_go_both_ways,
     assert_same,
     generator,
@@ -30,14 +29,12 @@ PLANS = {
         prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=False
     ),
 }
-for plan, config in PLANS.items():
-    SCHEDULERS.setdefault(f"cycle {plan}", ("DDIMScheduler", config))
 
 
 @pytest.fixture
 def pair(twins):
     def make(plan="leading", **options):
-        return twins(NAME, scheduler=f"cycle {plan}", **options)
+        return twins(NAME, scheduler=("DDIMScheduler", PLANS[plan]), **options)
 
     return make
 
@@ -125,7 +122,7 @@ def test_the_source_is_told_apart_and_asked_no_more_than_it_must_be(pair):
 
 def test_the_guider_is_all_there_is_to_it(pair, twins):
     ours, _ = pair()
-    plain = twins(scheduler="cycle leading")[0]
+    plain = twins(scheduler=("DDIMScheduler", PLANS["leading"]))[0]
     guider = CycleNoise(picture()[None] * 2 - 1, 0.8, "a dog")
     alone = images(plain, "a cat", guiders=[guider], num_inference_steps=6, eta=0.1, height=16, width=16)
     np.testing.assert_allclose(alone, images(ours, "a cat", **CALL), atol=1e-5)

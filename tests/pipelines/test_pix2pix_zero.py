@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +43,9 @@ def pair(twins):
         inverse = [cls(clip_sample=False, prediction_type=kind) for cls in
                    (langevin.DDIMInverseScheduler, diffusers.DDIMInverseScheduler)]  # fmt: skip
         parts = dict(inverse_scheduler=inverse, caption_generator=(None, None), caption_processor=(None, None))
-        return twins(NAME, unet=unet, scheduler=scheduler, **parts)
+        ours, theirs = twins(NAME, unet=unet, scheduler=scheduler, **parts)
+        theirs.unet = copy.deepcopy(theirs.unet)  # it leaves other attention in the network that it edits with
+        return ours, theirs
 
     return make
 

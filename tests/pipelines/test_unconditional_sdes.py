@@ -39,7 +39,7 @@ CASES = {
     "score sde": ("ScoreSdeVePipeline", "ScoreSdeVeScheduler", dict(sigma_max=50.0), NCSN, 5),
     "two corrections": ("ScoreSdeVePipeline", "ScoreSdeVeScheduler", dict(correct_steps=2, snr=0.1), NCSN, 4),
     "plain network": ("ScoreSdeVePipeline", "ScoreSdeVeScheduler", dict(sigma_max=5.0, sigma_min=0.1), UNET, 5),
-    "karras": ("KarrasVePipeline", "KarrasVeScheduler", dict(sigma_max=20.0), NCSN, 4),
+    "karras": ("KarrasVePipeline", "KarrasVeScheduler", dict(sigma_max=5.0), NCSN, 3),
     "karras without churn": ("KarrasVePipeline", "KarrasVeScheduler", dict(s_churn=0, sigma_max=20.0), UNET, 5),
 }
 
