@@ -83,7 +83,9 @@ TABLE: dict[str, tuple[Check, str]] = {
     "clip_skip": _whole(0, 1000),
     "padding_mask_crop": _whole(0, MAX_SIDE),
     "max_iter_to_alter": _whole(0, MAX_STEPS),
-    "prior_num_inference_steps": _whole(1, MAX_STEPS),
+    **dict.fromkeys(
+        (f"{stage}_num_inference_steps" for stage in ("prior", "decoder", "super_res")), _whole(1, MAX_STEPS)
+    ),
     "sld_warmup_steps": _whole(0, MAX_STEPS),
     "noise_level": _whole(0, _MAX_SCHEDULE),
     "num_images_per_prompt": _whole(1, MAX_STEPS),
@@ -91,7 +93,7 @@ TABLE: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(("strength", "inpaint_strength"), _number(0, 1)),
     "eta": _number(0),
     **dict.fromkeys(("guidance_scale", "guidance_rescale", "image_guidance_scale", "source_guidance_scale"), _number()),
-    "prior_guidance_scale": _number(),
+    **dict.fromkeys(("prior_guidance_scale", "decoder_guidance_scale"), _number()),
     **dict.fromkeys(("sag_scale", "scale_factor", "sld_guidance_scale", "sld_threshold"), _number()),
     **dict.fromkeys(("sld_momentum_scale", "sld_mom_beta"), _number()),
     **dict.fromkeys(
