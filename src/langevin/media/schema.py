@@ -112,7 +112,7 @@ TABLE: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(("prompt", "negative_prompt", "editing_prompt", "source_prompt"), _TEXTS),
     "safety_concept": _TEXT,
     **dict.fromkeys(("keep_outside", "guess_mode", "pair_images", "source_as_noise", "prepared"), _YES_OR_NO),
-    **dict.fromkeys(("add_predicted_noise", "prior_skips"), _YES_OR_NO),
+    **dict.fromkeys(("add_predicted_noise", "prior_skips", "scale_image"), _YES_OR_NO),
     **dict.fromkeys(("circular_padding", "scaled_input", "clip_skip_negative"), _YES_OR_NO),
     "not_recorded": _listed(_MAX_ITEMS, (str,), "texts"),
     **dict.fromkeys(("guiders", "control"), _listed(_MAX_GUIDERS, (str, dict), "guiders")),
