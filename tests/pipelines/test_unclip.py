@@ -12,6 +12,7 @@ import torch
 
 import langevin
 from langevin import DiffusionPipeline, SafeGuidance, UnCLIPPipeline, UnCLIPTextProjModel
+from langevin.media.schema import WrongSettings, check_settings
 from langevin.media.settings import read_settings
 from tests.helpers import in_threads, tiny_tokenizer
 from tests.models.models_oracle import random_weights
@@ -339,8 +340,42 @@ def test_pictures_are_made_again(make, name, tmp_path):
     make(name)[0].save_pretrained(tmp_path / "saved")
     read = DiffusionPipeline.from_pretrained(tmp_path / "saved")
     read.set_progress_bar_config(disable=True)
+    read.decoder_scheduler = langevin.UnCLIPScheduler(clip_sample_range=0.7, variance_type="learned_range")
+    read.super_res_scheduler = langevin.DDIMScheduler(beta_schedule="squaredcos_cap_v2")
     read(**call(name, decoder_guidance_scale=3.0), seed=3).images[0].save(tmp_path / "made.png")
+    stages = read_settings(tmp_path / "made.png")["stages"]
+    assert [stages[k]["part"] for k in ("decoder", "super-resolution")] == ["decoder_scheduler", "super_res_scheduler"]
     again(tmp_path / "made.png", out=None, model=None, device="cpu", force=False, yes=True)
+
+
+@pytest.mark.parametrize(
+    ("stages", "says"),
+    [
+        ([], "stages is a list of 0"),
+        ({"decoder": {"scheduler": "DDIMScheduler"}}, "the schedulers of stages, by name is needed"),
+        ({"decoder": {"scheduler": 3, "scheduler_config": {}}}, "the schedulers of stages"),
+        ({"decoder": {"scheduler": "DDIMScheduler", "scheduler_config": {}, "part": []}}, "the schedulers of stages"),
+        (
+            {"decoder": {"scheduler": "DDIMScheduler", "scheduler_config": {"num_train_timesteps": 10**9}}},
+            "scheduler_config has 1000000000 as num_train_timesteps",
+        ),
+    ],
+)
+def test_a_strangers_stages_are_refused(stages, says):
+    with pytest.raises(WrongSettings, match=says):
+        check_settings({"seed": 1, "stages": stages})
+
+
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "DDPMScheduler"])
+def test_every_stage_takes_other_schedulers(make, kind):
+    """The reference calls its steps as only its own scheduler takes it."""
+    pipe = make()[0]
+    usual = images(pipe, **call(TEXT))
+    for part in ("decoder_scheduler", "super_res_scheduler"):
+        setattr(pipe, part, getattr(langevin, kind)(beta_schedule="squaredcos_cap_v2"))
+    made = images(pipe, **call(TEXT))
+    assert np.isfinite(made).all()
+    assert abs(made - usual).max() > 1e-2
 
 
 def test_words_reach_the_prior_and_the_decoder(make):

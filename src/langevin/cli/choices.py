@@ -114,9 +114,14 @@ def load_pipeline(model: str, dtype: Any, device: str, kind: str | None = None, 
 
 
 def set_scheduler(
-    pipe: Any, cls_name: str, config: dict[str, Any], overrides: dict[str, Any], spacing: str | None = None
+    pipe: Any,
+    cls_name: str,
+    config: dict[str, Any],
+    overrides: dict[str, Any],
+    spacing: str | None = None,
+    part: str = "scheduler",
 ) -> None:
-    """Give the pipeline the scheduler of that name, built from ``config``, with that spacing."""
+    """Give the pipeline the scheduler of that name, built from ``config``, with that spacing, as one of its parts."""
     import langevin
 
     asked = overrides.get("_spacing")
@@ -124,6 +129,6 @@ def set_scheduler(
     overrides = {key: value for key, value in overrides.items() if key != "_spacing"}
     scheduler = getattr(langevin, cls_name).from_config(config, **overrides)
     try:
-        pipe.scheduler = scheduler if spacing is None else scheduler.with_spacing(spacing)
+        setattr(pipe, part, scheduler if spacing is None else scheduler.with_spacing(spacing))
     except ValueError as error:
         raise BadUsage(f"--spacing: {error}") from None

@@ -125,6 +125,10 @@ TABLE: dict[str, tuple[Check, str]] = {
         "networks by the names of parts",
     ),
     "scheduler_config": (lambda v: isinstance(v, dict), "a dict"),
+    "stages": (
+        lambda v: isinstance(v, dict) and len(v) <= _MAX_GUIDERS and all(_is_stage(one) for one in v.values()),
+        "the schedulers of stages, by name",
+    ),
 }
 """What is allowed under each name that has a meaning; :data:`None` is allowed everywhere."""
 
@@ -147,7 +151,8 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise WrongSettings(
             f"height and width are {settings['height']} and {settings['width']}; at most {MAX_PIXELS} pixels are needed"
         )
-    _check_scheduler(settings.get("scheduler_config") or {})
+    for config in (settings, *(settings.get("stages") or {}).values()):
+        _check_scheduler(config.get("scheduler_config") or {})
     return dict(settings)
 
 
@@ -201,6 +206,12 @@ def _is_key(value: Any) -> bool:
 
 def _is_network(value: Any) -> bool:
     return isinstance(value, dict) and set(value) == {"network", "from"}
+
+
+def _is_stage(value: Any) -> bool:
+    kinds = {"scheduler": str, "scheduler_config": dict, "part": str | None}
+    fits = isinstance(value, dict) and {"scheduler", "scheduler_config"} <= set(value) <= set(kinds)
+    return fits and all(isinstance(one, kinds[name]) for name, one in value.items())
 
 
 def _named(name: Any) -> str:
