@@ -409,6 +409,15 @@ def test_guiders_stack(make):
             images(pipe, **own, guiders=[langevin.ClassifierFreeGuidance(3.0)])
 
 
+def test_large_pictures_go_in_windows(make):
+    pipe = make(LARGER, "euler")[0]
+    whole, parts = (images(pipe, **call(LARGER, image=small(), guiders=g)) for g in ([], [langevin.Windows(16, 8)]))
+    assert whole.shape == parts.shape
+    assert abs(whole - parts).max() > 1e-3
+    alone = images(pipe, **call(LARGER, image=small(), guiders=[langevin.Windows(32, 32)]))
+    np.testing.assert_allclose(alone, whole, atol=1e-4)
+
+
 def test_a_start_is_encoded_into_the_book_s_latents(make):
     pipe = make(ALONE)[0]
     pixels = 2 * picture(16, 16, count=1) - 1
@@ -436,6 +445,19 @@ def test_callbacks_and_interruption(make, name):
     whole = images(pipe, **call(name))
     assert ended.shape == whole.shape
     assert abs(ended - whole).max() > 1e-3
+
+
+@each
+@pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloading_gives_the_same_pictures(make, name, way):
+    pipe = make(name)[0]
+    pipe = type(pipe)(**copy.deepcopy(pipe.components))
+    pipe.set_progress_bar_config(disable=True)
+    wanted = images(pipe, **call(name))
+    getattr(pipe, way)(device="cpu")
+    np.testing.assert_allclose(images(pipe, **call(name)), wanted, atol=1e-5)
+    pipe.remove_all_hooks()
+    np.testing.assert_allclose(images(pipe, **call(name)), wanted, atol=1e-5)
 
 
 def test_one_pipeline_serves_many_threads(make):

@@ -161,6 +161,9 @@ def noise(*shape, seed=4):
         dict(decoder_guidance_scale=1.0),
         dict(prior_guidance_scale=1.0, decoder_guidance_scale=1.0),
         dict(prior_guidance_scale=7.0, decoder_guidance_scale=2.5),
+        dict(prior_guidance_scale=0.5),
+        dict(decoder_guidance_scale=0.3),
+        dict(prior_guidance_scale=0.5, decoder_guidance_scale=0.3),
         dict(prior_latents=noise(1, 24), decoder_latents=noise(1, 3, 8, 8), super_res_latents=noise(1, 3, 16, 16)),
         dict(decoder_num_inference_steps=2, super_res_num_inference_steps=7, prior_num_inference_steps=2),
         dict(prompt=["a", "b"], generator=lambda: [generator(1), generator(2)]),
@@ -416,6 +419,28 @@ def test_guiders_act_on_the_decoder(make, name):
         np.testing.assert_allclose(one, usual, atol=1e-5)
 
 
+def test_another_vector_may_take_the_place_of_the_priors(make):
+    pipe = make()[0]
+    found = {}
+
+    def watch(call, i, t, tensors):
+        if call.setup.name == "decoder":
+            found["vector"] = call.setup.told["image_embeds"]
+
+    wanted = images(pipe, **call(TEXT), seed=3, callback_on_step_end=watch)
+    same, other = (
+        images(
+            pipe,
+            **call(TEXT, prior_guidance_scale=2.0),
+            seed=3,
+            guiders=[langevin.ProjectedEmbedding(vector, pipe.text_proj)],
+        )
+        for vector in (found["vector"], -found["vector"])
+    )
+    np.testing.assert_array_equal(same, wanted)
+    assert abs(other - wanted).max() > 1e-2
+
+
 def test_callbacks_see_each_stage_and_may_end_it(make, capsys):
     pipe, _ = make()
     seen, old = [], []
@@ -434,6 +459,19 @@ def test_callbacks_see_each_stage_and_may_end_it(make, capsys):
     bars = capsys.readouterr().err
     assert all(f"{name}: 100%" in bars for name in ("prior", "decoder", "super-resolution"))
     pipe.set_progress_bar_config(disable=True)
+
+
+@both_names
+@pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloading_gives_the_same_pictures(make, name, way):
+    pipe = make(name)[0]
+    pipe = type(pipe)(**copy.deepcopy(pipe.components))
+    pipe.set_progress_bar_config(disable=True)
+    wanted = images(pipe, **call(name))
+    getattr(pipe, way)(device="cpu")
+    np.testing.assert_allclose(images(pipe, **call(name)), wanted, atol=1e-5)
+    pipe.remove_all_hooks()
+    np.testing.assert_allclose(images(pipe, **call(name)), wanted, atol=1e-5)
 
 
 def test_one_pipeline_serves_many_threads(make):

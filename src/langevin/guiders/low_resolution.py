@@ -64,6 +64,9 @@ class SmallPicture(Guider):
 
     Raises:
         ValueError: when the call begins, the picture has another size than x.
+
+    Example:
+        >>> pipe(small, guiders=[SmallPicture(pixels, scale_image=False)])
     """
 
     image: Tensor

@@ -20,7 +20,8 @@ class ProjectedEmbedding(Guider):
     for its time embedding (Ramesh et al. 2022, 2204.06125, section 2.1).
 
     The text is projected at the network's door, so whatever changes a branch's text on the way is seen. The negative
-    branch is told the vector that the projection has learned for no picture.
+    branch is told the vector that the projection has learned for no picture. Of several guiders of this kind the last
+    counts: a caller's own takes the place of what a prior found.
 
     Args:
         embeds: vectors ``(n, dim)``; n is 1, one per prompt, or one per picture.
@@ -28,6 +29,10 @@ class ProjectedEmbedding(Guider):
 
     Raises:
         ValueError: when the call begins, for another number or width of vectors.
+
+    Example:
+        >>> vectors = pipe.image_encoder(pixels).image_embeds
+        >>> pipe("a cat", guiders=[ProjectedEmbedding(vectors, pipe.text_proj)])
     """
 
     embeds: Tensor
@@ -45,7 +50,8 @@ class ProjectedEmbedding(Guider):
             nothing = self.text_proj.learned_classifier_free_guidance_embeddings.to(embeds).expand_as(embeds)
             setup.branches["negative"] = {**setup.branches["negative"], "image_embeds": nothing}
         self._projected: Latest[dict[str, Tensor]] = Latest()
-        setup.inputs.append(self.project)
+        others = [one for one in setup.inputs if not isinstance(getattr(one, "__self__", None), ProjectedEmbedding)]
+        setup.inputs[:] = [*others, self.project]
 
     def project(self, x: Tensor, step: Step, names: Sequence[str], told: dict[str, Any]) -> dict[str, Any]:
         """``told`` with what the decoder takes in the text's and the picture's place."""

@@ -21,6 +21,13 @@ class UnCLIPTextProjModel(ModelMixin):
         cross_attention_dim: width of the tokens that the decoder looks at.
 
     ``learned_classifier_free_guidance_embeddings``, ``(clip_embeddings_dim,)``, stands for no picture.
+
+    Example:
+        >>> from langevin import UnCLIPTextProjModel
+        >>> project = UnCLIPTextProjModel.from_pretrained("kakaobrain/karlo-v1-alpha", subfolder="text_proj")
+        >>> tokens, time = project(
+        ...     image_embeddings=vectors, prompt_embeds=text_vectors, text_encoder_hidden_states=text_tokens
+        ... )
     """
 
     library_name = "unclip"

@@ -16,6 +16,7 @@ from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call, compose_guiders
 from langevin.pipelines.given import Given
+from langevin.pipelines.unclip.prior import guidance_of
 from langevin.prompts.readers.base import Reading
 
 
@@ -58,13 +59,13 @@ class UnCLIPDecoding(DiffusionPipeline):
         """The decoder's stage: pictures ``(pictures, channels, height, width)`` in about [-1, 1]."""
         codec = PixelCodec(self.decoder.config.in_channels)
         edits: list[Guider] = [] if text.guider is None else [text.guider]
-        told = ProjectedEmbedding(embeds, self.text_proj)
+        told, scale = ProjectedEmbedding(embeds, self.text_proj), given.decoder_guidance_scale
         stage = call.stage(
             self.decoder,
             self.decoder_scheduler,
             codec.shape(text.batch, sides(self.decoder)),
             text.branches,
-            [*edits, told, *compose_guiders(given.decoder_guidance_scale, 0.0, given.guiders)],
+            [*edits, told, *compose_guiders(scale, 0.0, [guidance_of(text, scale), *given.guiders])],
             steps=given.decoder_num_inference_steps,
             codec=codec,
             latents=given.decoder_latents,

@@ -12,7 +12,7 @@ from torch import Tensor
 from langevin.checks import Count
 from langevin.codecs.pixels import PlainCodec
 from langevin.guiders.base import Guider
-from langevin.guiders.classifier_free import ClassifierFreeGuidance
+from langevin.guiders.classifier_free import AnyGuidance, ClassifierFreeGuidance
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import Given
 from langevin.prompts.readers.base import Reading
@@ -42,6 +42,13 @@ def clip_reader(tokenizer: Any, text_encoder: Any, device: torch.device | str, d
     return PooledReader(tokenizer, text_encoder, outputs=CLIP_TEXT, one_window=True, device=device, dtype=dtype)
 
 
+def guidance_of(text: Reading, scale: float) -> ClassifierFreeGuidance:
+    """The guidance of a stage that is told this. Where another stage of the call has made a negative branch needed, a
+    scale below 1 counts too, as in the reference.
+    """
+    return (AnyGuidance if "negative" in text.branches else ClassifierFreeGuidance)(scale)
+
+
 def picture_vectors(
     call: Call, prior: Any, scheduler: Any, text: Reading, options: Mapping[str, Any] | None = None
 ) -> Tensor:
@@ -60,7 +67,7 @@ def picture_vectors(
         scheduler,
         (text.batch, prior.config.embedding_dim),
         text.branches,
-        [*edits, ClassifierFreeGuidance(given.prior_guidance_scale)],
+        [*edits, guidance_of(text, given.prior_guidance_scale)],
         steps=given.prior_num_inference_steps,
         options=options,
         codec=PlainCodec(),
