@@ -351,6 +351,27 @@ def test_pictures_are_made_again(make, name, tmp_path):
     again(tmp_path / "made.png", out=None, model=None, device="cpu", force=False, yes=True)
 
 
+def test_the_command_line_makes_pictures_and_says_what_it_cannot(make, tmp_path):
+    from typer.testing import CliRunner
+
+    from langevin.cli.app import app
+
+    make()[0].save_pretrained(tmp_path / "model")
+    ask = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "made.png")]
+    made = CliRunner().invoke(app, ["generate", "a cat", "--seed", "3", *ask])
+    assert made.exit_code == 0, made.output
+    assert read_settings(tmp_path / "made.png")["prompt"] == "a cat"
+    for wrong, says in (
+        (["generate", "a cat", "--scheduler", "ddim", *ask], "--scheduler is for one"),
+        (["generate", "a cat", "--spacing", "karras", *ask], "--spacing is for one"),
+        (["generate", "a cat", "--steps", "3", *ask], "takes no --steps"),
+        (["compare-schedulers", "a cat", *ask], "compare-schedulers is for one"),
+    ):
+        refused = CliRunner().invoke(app, wrong)
+        assert refused.exit_code == 2
+        assert says in " ".join(refused.output.split())
+
+
 @pytest.mark.parametrize(
     ("stages", "says"),
     [

@@ -113,6 +113,16 @@ def load_pipeline(model: str, dtype: Any, device: str, kind: str | None = None, 
     return pipe
 
 
+def scheduler_config(pipe: Any, option: str) -> Any:
+    """The config of the pipeline's one scheduler. Raises BadUsage, naming the option, where each stage has its own."""
+    if "scheduler" not in pipe.components:
+        own = ", ".join(name for name in pipe.components if name.endswith("scheduler"))
+        raise BadUsage(
+            f"this model ({type(pipe).__name__}) has a scheduler for each stage ({own}); {option} is for one"
+        )
+    return pipe.scheduler.config
+
+
 def set_scheduler(
     pipe: Any,
     cls_name: str,
