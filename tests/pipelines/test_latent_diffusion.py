@@ -9,6 +9,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import langevin
 from langevin import DiffusionPipeline, ImageStart, LDMPipeline, LDMSuperResolutionPipeline, LDMTextToImagePipeline
@@ -308,6 +309,8 @@ def test_old_folders_load(make, tmp_path):
     for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
         state = {key.replace(f".{new}.", f".{old}."): value for key, value in state.items()}
     torch.save(state, weights)
+    torch.save(load_file(tmp_path / "bert/model.safetensors"), tmp_path / "bert/pytorch_model.bin")
+    (tmp_path / "bert/model.safetensors").unlink()
     read = DiffusionPipeline.from_pretrained(tmp_path)
     read.set_progress_bar_config(disable=True)
     assert type(read) is LDMTextToImagePipeline
@@ -405,6 +408,12 @@ def test_guiders_stack(make):
         start = ImageStart(2 * picture(side, side, count=1) - 1, strength=0.4)
         own = call(name) if name == ALONE else call(name, image=small())
         assert abs(images(pipe, **own) - images(pipe, **own, guiders=[start])).max() > 1e-3
+        mask, pixels = torch.zeros(1, 1, side, side), picture(side, side, 3, count=1)
+        mask[..., : side // 2] = 1
+        filled = images(pipe, **own, guiders=[langevin.Inpaint(2 * pixels - 1, mask, keep_outside=True)])
+        kept = pixels[0].permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(filled[0, :, side // 2 :], kept[:, side // 2 :], atol=1e-5)
+        assert abs(filled[0] - kept)[:, : side // 2].max() > 1e-2
         with pytest.raises(ValueError, match="does not have"):
             images(pipe, **own, guiders=[langevin.ClassifierFreeGuidance(3.0)])
 
