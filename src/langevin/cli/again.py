@@ -153,6 +153,12 @@ def _choose_scheduler(pipe: Any, settings: dict[str, Any], ours: bool) -> None:
         if ours:
             raise Failure(f"its scheduler {scheduler} is unknown here; there are: {', '.join(schedulers().values())}")
         tell(f"langevin: its sampler {scheduler!r} is unknown here; using {type(pipe.scheduler).__name__}")
+    for stage in (settings.get("stages") or {}).values() if ours else ():  # of a cascade, each may have its own
+        part, kind = stage.get("part"), stage["scheduler"]
+        if part != "scheduler" and part in pipe.components and hasattr(pipe.components[part], "plan"):
+            if kind not in schedulers().values():
+                raise Failure(f"its {part} {kind} is unknown here; there are: {', '.join(schedulers().values())}")
+            set_scheduler(pipe, kind, stage["scheduler_config"], {}, part=part)
 
 
 def _arguments(pipe: Any, settings: dict[str, Any], trust: Trust) -> dict[str, Any]:

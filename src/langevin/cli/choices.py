@@ -113,10 +113,25 @@ def load_pipeline(model: str, dtype: Any, device: str, kind: str | None = None, 
     return pipe
 
 
+def scheduler_config(pipe: Any, option: str) -> Any:
+    """The config of the pipeline's one scheduler. Raises BadUsage, naming the option, where each stage has its own."""
+    if "scheduler" not in pipe.components:
+        own = ", ".join(name for name in pipe.components if name.endswith("scheduler"))
+        raise BadUsage(
+            f"this model ({type(pipe).__name__}) has a scheduler for each stage ({own}); {option} is for one"
+        )
+    return pipe.scheduler.config
+
+
 def set_scheduler(
-    pipe: Any, cls_name: str, config: dict[str, Any], overrides: dict[str, Any], spacing: str | None = None
+    pipe: Any,
+    cls_name: str,
+    config: dict[str, Any],
+    overrides: dict[str, Any],
+    spacing: str | None = None,
+    part: str = "scheduler",
 ) -> None:
-    """Give the pipeline the scheduler of that name, built from ``config``, with that spacing."""
+    """Give the pipeline the scheduler of that name, built from ``config``, with that spacing, as one of its parts."""
     import langevin
 
     asked = overrides.get("_spacing")
@@ -124,6 +139,6 @@ def set_scheduler(
     overrides = {key: value for key, value in overrides.items() if key != "_spacing"}
     scheduler = getattr(langevin, cls_name).from_config(config, **overrides)
     try:
-        pipe.scheduler = scheduler if spacing is None else scheduler.with_spacing(spacing)
+        setattr(pipe, part, scheduler if spacing is None else scheduler.with_spacing(spacing))
     except ValueError as error:
         raise BadUsage(f"--spacing: {error}") from None

@@ -11,7 +11,15 @@ from typing import Any
 
 import typer
 
-from langevin.cli.choices import load_pipeline, parse_dtype, parse_scheduler, parse_size, pick_device, set_scheduler
+from langevin.cli.choices import (
+    load_pipeline,
+    parse_dtype,
+    parse_scheduler,
+    parse_size,
+    pick_device,
+    scheduler_config,
+    set_scheduler,
+)
 from langevin.cli.errors import BadUsage, tell
 from langevin.cli.files import check_out, targets
 
@@ -53,8 +61,9 @@ def generate(
 
     pipe, more = prepare(load_pipeline(model, number_format, place))
     if chosen or spacing:
+        config = scheduler_config(pipe, "--scheduler" if scheduler else "--spacing")
         name, overrides = chosen or (type(pipe.scheduler).__name__, {})
-        set_scheduler(pipe, name, pipe.scheduler.config, overrides, spacing)
+        set_scheduler(pipe, name, config, overrides, spacing)
     arguments = {
         "prompt": prompt,
         "negative_prompt": negative,

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -175,8 +175,11 @@ def mark_edited(part: Any) -> None:
         part.__dict__[_STAMP] = (*stamp[:2], -1)
 
 
-def parts_state(pipeline: Any) -> tuple[dict[str, Any], list[str]]:
+def parts_state(pipeline: Any, known: Collection[str] = ("scheduler",)) -> tuple[dict[str, Any], list[str]]:
     """What a pipeline's parts are, beyond those of the model that it names. Never raises.
+
+    Args:
+        known: parts that are recorded elsewhere, as schedulers are by their configs.
 
     Returns:
         Settings: ``"freeu"`` the numbers of ``enable_freeu``; ``"parts"`` the networks that took the place of the
@@ -193,7 +196,7 @@ def parts_state(pipeline: Any) -> tuple[dict[str, Any], list[str]]:
         if words:
             lost.append(f"the learned word{'s' * (len(words) > 1)} {' '.join(dict.fromkeys(words))}")
         if any(_stamp(part) for part in parts.values()):
-            others, unknown = _foreign_parts(parts, pipeline.name_or_path)
+            others, unknown = _foreign_parts(parts, pipeline.name_or_path, known)
             state |= {"parts": others} if others else {}
             lost += unknown
     except Exception as error:  # parts of strange kinds
@@ -201,12 +204,14 @@ def parts_state(pipeline: Any) -> tuple[dict[str, Any], list[str]]:
     return state, lost
 
 
-def _foreign_parts(parts: Mapping[str, Any], model: str | None) -> tuple[dict[str, Any], list[str]]:
+def _foreign_parts(
+    parts: Mapping[str, Any], model: str | None, known: Collection[str]
+) -> tuple[dict[str, Any], list[str]]:
     """Networks from elsewhere by name, and what cannot be said of parts."""
     others, lost = {}, []
     for name, part in parts.items():
         stamp = _stamp(part)
-        if name == "scheduler":  # which is recorded by its config
+        if name in known:
             continue
         if stamp and stamp[:2] == (model, name):
             lost += [f"an edited {name}"] if _edits(part) > stamp[2] else []

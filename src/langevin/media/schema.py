@@ -83,7 +83,9 @@ TABLE: dict[str, tuple[Check, str]] = {
     "clip_skip": _whole(0, 1000),
     "padding_mask_crop": _whole(0, MAX_SIDE),
     "max_iter_to_alter": _whole(0, MAX_STEPS),
-    "prior_num_inference_steps": _whole(1, MAX_STEPS),
+    **dict.fromkeys(
+        (f"{stage}_num_inference_steps" for stage in ("prior", "decoder", "super_res")), _whole(1, MAX_STEPS)
+    ),
     "sld_warmup_steps": _whole(0, MAX_STEPS),
     "noise_level": _whole(0, _MAX_SCHEDULE),
     "num_images_per_prompt": _whole(1, MAX_STEPS),
@@ -91,7 +93,7 @@ TABLE: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(("strength", "inpaint_strength"), _number(0, 1)),
     "eta": _number(0),
     **dict.fromkeys(("guidance_scale", "guidance_rescale", "image_guidance_scale", "source_guidance_scale"), _number()),
-    "prior_guidance_scale": _number(),
+    **dict.fromkeys(("prior_guidance_scale", "decoder_guidance_scale"), _number()),
     **dict.fromkeys(("sag_scale", "scale_factor", "sld_guidance_scale", "sld_threshold"), _number()),
     **dict.fromkeys(("sld_momentum_scale", "sld_mom_beta"), _number()),
     **dict.fromkeys(
@@ -110,7 +112,7 @@ TABLE: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(("prompt", "negative_prompt", "editing_prompt", "source_prompt"), _TEXTS),
     "safety_concept": _TEXT,
     **dict.fromkeys(("keep_outside", "guess_mode", "pair_images", "source_as_noise", "prepared"), _YES_OR_NO),
-    **dict.fromkeys(("add_predicted_noise", "prior_skips"), _YES_OR_NO),
+    **dict.fromkeys(("add_predicted_noise", "prior_skips", "scale_image"), _YES_OR_NO),
     **dict.fromkeys(("circular_padding", "scaled_input", "clip_skip_negative"), _YES_OR_NO),
     "not_recorded": _listed(_MAX_ITEMS, (str,), "texts"),
     **dict.fromkeys(("guiders", "control"), _listed(_MAX_GUIDERS, (str, dict), "guiders")),
@@ -123,6 +125,10 @@ TABLE: dict[str, tuple[Check, str]] = {
         "networks by the names of parts",
     ),
     "scheduler_config": (lambda v: isinstance(v, dict), "a dict"),
+    "stages": (
+        lambda v: isinstance(v, dict) and len(v) <= _MAX_GUIDERS and all(_is_stage(one) for one in v.values()),
+        "the schedulers of stages, by name",
+    ),
 }
 """What is allowed under each name that has a meaning; :data:`None` is allowed everywhere."""
 
@@ -145,7 +151,8 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise WrongSettings(
             f"height and width are {settings['height']} and {settings['width']}; at most {MAX_PIXELS} pixels are needed"
         )
-    _check_scheduler(settings.get("scheduler_config") or {})
+    for config in (settings, *(settings.get("stages") or {}).values()):
+        _check_scheduler(config.get("scheduler_config") or {})
     return dict(settings)
 
 
@@ -199,6 +206,12 @@ def _is_key(value: Any) -> bool:
 
 def _is_network(value: Any) -> bool:
     return isinstance(value, dict) and set(value) == {"network", "from"}
+
+
+def _is_stage(value: Any) -> bool:
+    kinds = {"scheduler": str, "scheduler_config": dict, "part": str | None}
+    fits = isinstance(value, dict) and {"scheduler", "scheduler_config"} <= set(value) <= set(kinds)
+    return fits and all(isinstance(one, kinds[name]) for name, one in value.items())
 
 
 def _named(name: Any) -> str:

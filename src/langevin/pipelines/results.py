@@ -60,7 +60,9 @@ def call_settings(
         more: further entries, such as height and width once they are known.
     """
     spread = spread or {}
-    state, left_out = parts_state(pipeline)
+    schedulers = _schedulers(pipeline, stages)
+    told = [stage["part"] for stage in schedulers.get("stages", {}).values()]
+    state, left_out = parts_state(pipeline, ["scheduler", *told])
     kept: dict[str, Any] = {}
     for name, value in arguments.items():
         if value is None or (isinstance(value, (list, tuple)) and not value):
@@ -79,7 +81,7 @@ def call_settings(
         "pipeline": type(pipeline).__name__,
         "model": getattr(pipeline, "name_or_path", None),
         **kept,
-        **_schedulers(pipeline, stages),
+        **schedulers,
         **state,
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "device": pipeline.device.type,
@@ -91,7 +93,10 @@ def call_settings(
 
 
 def _schedulers(pipeline: Any, stages: Sequence[Setup]) -> dict[str, Any]:
-    """The scheduler of a call with one stage; of several, all by the stage's name, and the pipeline's."""
+    """The scheduler of a call with one stage; of several, all by the stage's name, with the part that each is, and the
+    pipeline's.
+    """
+    parts = {id(part): name for name, part in getattr(pipeline, "components", {}).items()}
 
     def described(scheduler: Any) -> dict[str, Any]:
         config = {k: v for k, v in scheduler.config.items() if k == "_spacing" or not k.startswith("_")}
@@ -101,4 +106,7 @@ def _schedulers(pipeline: Any, stages: Sequence[Setup]) -> dict[str, Any]:
         return described(stages[0].scheduler)
     main = [stage for stage in stages if stage.scheduler is getattr(pipeline, "scheduler", None)]
     own = described(main[0].scheduler) if main else {}
-    return {**own, "stages": {stage.name: described(stage.scheduler) for stage in stages}} if stages else {}
+    if not stages:
+        return {}
+    each = {s.name: {**described(s.scheduler), "part": parts.get(id(s.scheduler))} for s in stages}
+    return {**own, "stages": each}

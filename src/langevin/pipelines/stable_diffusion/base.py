@@ -46,6 +46,7 @@ class LatentPipeline(DiffusionPipeline):
 
     _stage_name = ""  # where a call has several
     _resample = "lanczos"  # how given pictures are resized
+    _least_side = 64  # of latents, which the first configs say are 32 where 64 is meant
 
     #: parts that pipelines of the family with other constructors may lack
     safety_checker: Any = None
@@ -202,7 +203,7 @@ class LatentPipeline(DiffusionPipeline):
         config = self.unet.config
         own = config.sample_size
         if isinstance(own, int) and _before_0_9(config.get("_diffusers_version")):
-            own = max(own, 64)  # the first configs say 32 where 64 is meant
+            own = max(own, self._least_side)
         own_height, own_width = (own, own) if isinstance(own, int) else own
         size = height or own_height * factor, width or own_width * factor
         check_size(size, factor)

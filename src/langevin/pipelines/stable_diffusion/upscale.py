@@ -44,15 +44,7 @@ class UpscaleGiven(TextGiven):
 
 
 class UpscaleCodec(VaeCodec):
-    """An autoencoder with a scale of its own.
-
-    Args:
-        scale: of the latents; the autoencoder's if None.
-    """
-
-    def __init__(self, vae: Any, scale: float | None) -> None:
-        super().__init__(vae)
-        self.scale = scale or self.scale
+    """An autoencoder that may be of another dtype than the latents already when they are divided by its scale."""
 
     def decode(self, latents: Tensor) -> Tensor:
         return super().decode(latents.to(self.vae.dtype))  # which may be kept in float32, since it overflows in float16
