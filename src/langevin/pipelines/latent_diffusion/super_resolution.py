@@ -60,8 +60,7 @@ class LDMSuperResolutionPipeline(DiffusionPipeline):
 
     def __init__(self, vqvae: Any, unet: Any, scheduler: Any) -> None:
         """``vqvae``: a :class:`~langevin.VQModel` or an :class:`~langevin.AutoencoderKL`; latents are not scaled."""
-        super().__init__()
-        self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
+        self.take_parts(locals())
 
     def spread_arguments(self, given: Any) -> dict[str, bool]:
         return {"image": True}

@@ -11,7 +11,6 @@ from langevin.codecs.base import Codec
 from langevin.codecs.vq import latent_codec
 from langevin.guiders.classifier_free import AnyGuidance
 from langevin.outputs import ImagePipelineOutput
-from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import FamilyGiven, Side, TextGiven
@@ -54,8 +53,7 @@ class LDMTextToImagePipeline(StableDiffusionBase):
     _least_side = 0
 
     def __init__(self, vqvae: Any, bert: Any, tokenizer: Any, unet: Any, scheduler: Any) -> None:
-        DiffusionPipeline.__init__(self)
-        self.take_parts(vqvae=vqvae, bert=bert, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.take_parts(locals())
 
     @property
     def vae(self) -> Any:

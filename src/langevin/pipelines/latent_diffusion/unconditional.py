@@ -8,7 +8,6 @@ from typing import Any
 from langevin.checks import Count, Share
 from langevin.codecs.base import Codec
 from langevin.codecs.vq import latent_codec
-from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.given import takes
 from langevin.pipelines.unconditional import UnconditionalGiven, UnconditionalPipeline
 
@@ -40,8 +39,7 @@ class LDMPipeline(UnconditionalPipeline):
 
     def __init__(self, vqvae: Any, unet: Any, scheduler: Any) -> None:
         """``vqvae``: a :class:`~langevin.VQModel`, or an :class:`~langevin.AutoencoderKL`."""
-        DiffusionPipeline.__init__(self)
-        self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
+        self.take_parts(locals())
 
     @property
     def codec(self) -> Codec:

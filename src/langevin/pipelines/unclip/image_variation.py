@@ -69,19 +69,7 @@ class UnCLIPImageVariationPipeline(UnCLIPDecoding):
         super_res_scheduler: Any,
     ) -> None:
         """``image_encoder``: a ``CLIPVisionModelWithProjection`` of transformers."""
-        super().__init__()
-        self.register_modules(
-            decoder=decoder,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            text_proj=text_proj,
-            feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-            super_res_first=super_res_first,
-            super_res_last=super_res_last,
-            decoder_scheduler=decoder_scheduler,
-            super_res_scheduler=super_res_scheduler,
-        )
+        self.take_parts(locals())
 
     def spread_arguments(self, given: Any) -> dict[str, bool]:
         return {"image": True}

@@ -98,19 +98,7 @@ class UnCLIPPipeline(UnCLIPDecoding):
         """``prior``: a :class:`~langevin.PriorTransformer`; ``text_encoder``: a ``CLIPTextModelWithProjection`` of
         transformers; ``text_proj``: a :class:`~langevin.UnCLIPTextProjModel`.
         """
-        super().__init__()
-        self.register_modules(
-            prior=prior,
-            decoder=decoder,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            text_proj=text_proj,
-            super_res_first=super_res_first,
-            super_res_last=super_res_last,
-            prior_scheduler=prior_scheduler,
-            decoder_scheduler=decoder_scheduler,
-            super_res_scheduler=super_res_scheduler,
-        )
+        self.take_parts(locals())
 
     @takes(UnCLIPTextGiven)
     def __call__(self, given: UnCLIPTextGiven) -> Any:
