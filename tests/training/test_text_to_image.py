@@ -183,7 +183,7 @@ def test_the_result_is_a_pipeline_of_both_libraries(data, tmp_path):
 
 
 def test_what_is_learned_holds_for_pictures_that_were_set_aside(tmp_path):
-    """A world seen through yellow glass: the loss on pictures of it that were not trained on falls to less than half."""
+    """A world seen through yellow glass: the loss on pictures that were not trained on falls to less than half."""
     tinted, rng, lines = tmp_path / "tinted", random.Random(4), []
     tinted.mkdir()
     glass = Image.new("RGB", (64, 64), (255, 255, 90))
