@@ -92,7 +92,7 @@ def reference_losses(own, flags):
     for _, places in zip(range(STEPS), Places(flags.train_batch_size), strict=False):
         batch = collate([stream[place] for place in places])
         with torch.no_grad():
-            law = pipe.vae.encode(batch["pixels"]).latent_dist
+            law = pipe.vae.encode(batch["pixels"][:, 0]).latent_dist
             latents = (law.mean + law.std * normal(law.mean.shape)) * pipe.vae.config.scaling_factor
             tokens = pipe.tokenizer(batch["text"], padding="max_length", truncation=True, return_tensors="pt")
             states = pipe.text_encoder(tokens.input_ids)[0]
