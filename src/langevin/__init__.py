@@ -58,6 +58,7 @@ _PUBLIC = {
     "langevin.models.base": ["ModelMixin"],
     "langevin.models.image_normalizer": ["StableUnCLIPImageNormalizer"],
     "langevin.models.prior_transformer": ["PriorTransformer"],
+    "langevin.models.unet_1d": ["UNet1DModel"],
     "langevin.models.unet_2d": ["UNet2DModel"],
     "langevin.models.unet_2d_condition": ["UNet2DConditionModel"],
     "langevin.models.autoencoder_kl": ["AutoencoderKL"],

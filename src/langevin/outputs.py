@@ -90,6 +90,13 @@ class BaseOutput(Mapping):
 
 
 @dataclass
+class UNet1DOutput(BaseOutput):
+    """``sample`` (batch, out_channels, length): what the network predicts; of a value function (batch, 1)."""
+
+    sample: Tensor
+
+
+@dataclass
 class UNet2DOutput(BaseOutput):
     """``sample`` (batch, out_channels, height, width): what the network predicts."""
 
