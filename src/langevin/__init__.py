@@ -39,6 +39,7 @@ _PUBLIC = {
         "PNDMPipeline",
         "ScoreSdeVePipeline",
     ],
+    "langevin.pipelines.dance_diffusion": ["DanceDiffusionPipeline"],
     "langevin.pipelines.stable_diffusion.alt_diffusion": ["AltDiffusionPipeline"],
     "langevin.pipelines.stable_diffusion.alt_diffusion_img2img": ["AltDiffusionImg2ImgPipeline"],
     "langevin.pipelines.stable_diffusion.paint_by_example": ["PaintByExamplePipeline"],
@@ -47,6 +48,7 @@ _PUBLIC = {
     "langevin.pipelines.stable_diffusion.unclip_img2img": ["StableUnCLIPImg2ImgPipeline"],
     "langevin.outputs": [
         "AltDiffusionPipelineOutput",
+        "AudioPipelineOutput",
         "DiffEditInversionPipelineOutput",
         "ImagePipelineOutput",
         "StableDiffusionPipelineOutput",
@@ -134,6 +136,7 @@ _PUBLIC = {
     "langevin.guiders.safe": ["SafeGuidance"],
     "langevin.guiders.semantic": ["SemanticGuidance"],
     "langevin.guiders.windows": ["Windows"],
+    "langevin.media.sound": ["Sound"],
     "langevin.media.images": ["Picture", "VaeImageProcessor", "make_image_grid"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -161,6 +161,22 @@ class ImagePipelineOutput(BaseOutput):
 
 
 @dataclass
+class AudioPipelineOutput(BaseOutput):
+    """Sounds.
+
+    Attributes:
+        audios: ``(batch, channels, samples)`` in [-1, 1], an array or a tensor.
+        sounds: the same, one :class:`~langevin.media.sound.Sound` each, which knows its rate and its settings and saves
+            itself as WAV.
+    """
+
+    audios: Any
+    sounds: Any = None
+
+    in_tuples = ("audios",)
+
+
+@dataclass
 class StableDiffusionPipelineOutput(BaseOutput):
     """Pictures, and which of them the safety checker flagged (None without a checker)."""
 

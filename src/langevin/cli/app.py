@@ -238,6 +238,22 @@ def depth(
 
 
 @app.command()
+@also_takes(generate, ("prompt", "negative", "grammar", "guidance", "size", "model"), evaluate=True)
+def sound(
+    model: Annotated[str, typer.Argument(help="name, folder, or hub id of a model of sound")],
+    seconds: Annotated[float | None, typer.Option(min=0, help="how long, where the model can be asked")] = None,
+    **options: Any,
+) -> None:
+    """Make sounds, saved as WAV files that carry the settings that made them.
+
+    Example: langevin sound harmonai/maestro-150k --seconds 2 --out piano.wav
+    """
+    from langevin.cli.tasks import sound as run
+
+    run(model, seconds=seconds, **options)
+
+
+@app.command()
 def prompt(
     prompt: Annotated[str, typer.Argument(help='the prompt; "-" reads it from standard input')],
     grammar: Annotated[

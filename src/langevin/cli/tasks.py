@@ -1,4 +1,4 @@
-"""``langevin edit``, ``inpaint``, ``control``, ``upscale``, ``vary`` and ``depth``: pictures made from pictures."""
+"""``langevin edit``, ``inpaint``, ``control``, ``upscale``, ``vary``, ``depth``: pictures from pictures; ``sound``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from langevin.cli.errors import BadUsage, Failure
 from langevin.cli.generate import generate
+from langevin.cli.medium import SOUND
 
 
 def edit(picture: Path, *, strength: float | None, image_guidance: float | None, **options: Any) -> None:
@@ -128,6 +129,17 @@ def depth(picture: Path, *, map: Path | None, strength: float | None, **options:
         return pipe, {"image": image, "depth_map": near, "strength": strength}
 
     generate(prepare=prepare, **options)
+
+
+def sound(model: str, *, seconds: float | None, **options: Any) -> None:
+    """Make sounds with a model of sound."""
+
+    def prepare(pipe: Any) -> tuple[Any, dict[str, Any]]:
+        _check_kind(pipe, "sound", "DanceDiffusionPipeline", "AudioDiffusionPipeline")
+        return pipe, {"audio_length_in_s": seconds}
+
+    unasked: dict[str, Any] = dict.fromkeys(("prompt", "negative", "grammar", "guidance", "size"))
+    generate(model=model, prepare=prepare, medium=SOUND, **unasked, **options)
 
 
 def _check_kind(pipe: Any, command: str, *kinds: str) -> None:

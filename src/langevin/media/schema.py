@@ -90,6 +90,7 @@ TABLE: dict[str, tuple[Check, str]] = {
     "batch_size": _whole(1, MAX_STEPS),
     **dict.fromkeys(("strength", "inpaint_strength"), _number(0, 1)),
     "eta": _number(0),
+    "audio_length_in_s": _number(0, 3600),
     **dict.fromkeys(("guidance_scale", "guidance_rescale", "image_guidance_scale", "source_guidance_scale"), _number()),
     "prior_guidance_scale": _number(),
     **dict.fromkeys(("sag_scale", "scale_factor", "sld_guidance_scale", "sld_threshold"), _number()),

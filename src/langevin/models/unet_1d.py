@@ -100,8 +100,9 @@ class UNet1DModel(ModelMixin):
         self.out_block = self._out(out_block_type, channels, width)
         waves = [stage for stage in (*self.down_blocks, self.mid_block) if isinstance(stage, WaveStage) and stage.down]
         doubles = any(isinstance(stage, WaveStage) and stage.up for stage in (self.mid_block, *self.up_blocks))
-        self._shortest = 3 * 2 ** len(waves) if doubles else 2 ** (len(waves) + 1) if waves else 1
-        self._multiple = 2 ** sum(_halves(stage) for stage in (*self.down_blocks, self.mid_block))
+        #: the shortest sequence that it takes, and of what every length is a multiple
+        self.shortest = 3 * 2 ** len(waves) if doubles else 2 ** (len(waves) + 1) if waves else 1
+        self.multiple = 2 ** sum(_halves(stage) for stage in (*self.down_blocks, self.mid_block))
 
     def _embed_time(self, first: int, down: list[WaveKind]) -> int:
         """Build what embeds the time; the width of what it gives."""
@@ -172,8 +173,8 @@ class UNet1DModel(ModelMixin):
             ValueError: the sample has another shape, or a length that does not fit.
         """
         check_sample(sample, self._takes, axes=("length",))
-        if sample.shape[2] < self._shortest:
-            raise ValueError(f"sample is {sample.shape[2]} long; this network takes {self._shortest} and more")
+        if sample.shape[2] < self.shortest:
+            raise ValueError(f"sample is {sample.shape[2]} long; this network takes {self.shortest} and more")
         emb = self.time_proj(per_sample(timestep, sample)).to(sample.dtype)
         emb = emb if self.time_mlp is None else self.time_mlp(emb)
 
@@ -185,7 +186,7 @@ class UNet1DModel(ModelMixin):
         for stage in self.up_blocks:
             skip = skips.pop()
             if skip.shape[2] != x.shape[2]:
-                raise ValueError(f"sample is {sample.shape[2]} long; this network takes multiples of {self._multiple}")
+                raise ValueError(f"sample is {sample.shape[2]} long; this network takes multiples of {self.multiple}")
             x, _ = stage(x, emb, skip, attention)
         x = x if self.out_block is None else self.out_block(x, emb)
         return UNet1DOutput(sample=x) if return_dict else (x,)
