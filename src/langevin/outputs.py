@@ -177,6 +177,28 @@ class AudioPipelineOutput(BaseOutput):
 
 
 @dataclass
+class AudioDiffusionPipelineOutput(BaseOutput):
+    """Sounds, and their pictures.
+
+    Attributes:
+        audios: ``(batch, 1, samples)`` of float32, an array.
+        images: the pictures of their spectra, in the form asked for.
+        sounds: the same as ``audios``, one :class:`~langevin.media.sound.Sound` each.
+    """
+
+    audios: Any
+    images: Any
+    sounds: Any = None
+
+    in_tuples = ("images", "rate_and_audios")
+
+    @property
+    def rate_and_audios(self) -> tuple[int, list[Any]]:
+        """Samples in a second, and ``(samples,)`` of each sound."""
+        return self.sounds[0].sample_rate, [audio[0] for audio in self.audios]
+
+
+@dataclass
 class StableDiffusionPipelineOutput(BaseOutput):
     """Pictures, and which of them the safety checker flagged (None without a checker)."""
 

@@ -188,7 +188,7 @@ def _guider(described: Any, trust: Trust) -> Any:
 def revive(value: Any, trust: Trust) -> Any:
     """What :func:`langevin.media.recording.recorded` wrote, back to what it was: pictures and networks are loaded."""
     import langevin
-    from langevin.media.recording import reread
+    from langevin.media.recording import reread, sound_file
     from langevin.models.base import ModelMixin
 
     if isinstance(value, list):
@@ -203,6 +203,11 @@ def revive(value: Any, trust: Trust) -> Any:
             raise Failure(f"the picture {value['file']}, from which it was made, is not there") from None
         except (OSError, ValueError) as error:
             raise Failure(f"a picture from which it was made cannot be used: {error}") from None
+    if kind == {"sound", "sha256"}:
+        try:
+            return sound_file(value)
+        except (OSError, ValueError) as error:
+            raise Failure(f"the sound from which it was made cannot be used: {error}") from None
     if kind == {"network", "from"}:
         name, source = str(value["network"]), str(value["from"])
         network = getattr(langevin, name) if name in langevin.__all__ else None
