@@ -7,11 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import langevin
 from langevin import Sound
-from langevin.cli.app import app
 
 UNET = dict(block_out_channels=(8, 32, 32), extra_in_channels=16, sample_size=256, sample_rate=64)
 
@@ -23,18 +21,6 @@ def model(tmp_path_factory):
     pipe = langevin.DanceDiffusionPipeline(langevin.UNet1DModel(**UNET).eval(), langevin.IPNDMScheduler())
     pipe.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments, code=0):
-        result = CliRunner().invoke(app, [str(a) for a in arguments])
-        assert result.exit_code == code, (result.output, result.stderr, result.exception)
-        return result
-
-    return call
 
 
 def test_a_sound_is_made_and_made_again(run, model):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import langevin
-from langevin import Guider, Sound, Windows
+from langevin import Guider, ImageStart, Sound, Windows
 
 UNET = dict(block_out_channels=(8, 32, 32), extra_in_channels=16, sample_size=256, sample_rate=64)
 DEEP = dict(
@@ -175,6 +175,20 @@ def test_tensors_callbacks_interruption_and_guiders(pipe):
         for guiders in ([], [Quieter()])
     )
     assert np.abs(quiet).mean() < 0.7 * np.abs(loud).mean()
+
+
+def test_a_sound_is_varied_and_guiders_of_pictures_say_that_they_are_not_for_it(pipe):
+    given = torch.sin(torch.arange(128) / 3).expand(1, 2, -1) * 0.5
+
+    def apart(strength):
+        start = ImageStart(given, strength)
+        made = pipe(num_inference_steps=10, seed=1, audio_length_in_s=2, guiders=[start], output_type="pt").audios
+        return float((made - given).abs().mean())
+
+    assert apart(0.0) < 1e-6
+    assert 1e-3 < apart(0.2) < apart(1.0)
+    with pytest.raises(ValueError, match=r"the pictures to be made are 64"):
+        pipe(num_inference_steps=2, audio_length_in_s=1, guiders=[ImageStart(given)])
     with pytest.raises(ValueError, match="works on pictures"):
         pipe(num_inference_steps=1, guiders=[Windows(8, 4)])
 

@@ -334,7 +334,7 @@ def models(json: Annotated[bool, typer.Option("--json", help="as JSON")] = False
 
 @app.command()
 def info(
-    picture: Annotated[Path, typer.Argument(help="PNG, JPEG or WebP, also by AUTOMATIC1111 and its relatives")],
+    picture: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, also by AUTOMATIC1111 and its relatives; or WAV")],
     json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
 ) -> None:
     """Show the settings that made a picture."""
@@ -345,7 +345,7 @@ def info(
 
 @app.command()
 def again(
-    picture: Annotated[Path, typer.Argument(help="a picture that carries its settings")],
+    picture: Annotated[Path, typer.Argument(help="a picture or a sound that carries its settings")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="default: NAME-again.png beside it")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="instead of the one it was made with")] = None,
     device: Device = None,
