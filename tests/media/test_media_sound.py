@@ -143,3 +143,22 @@ def test_damaged_files_are_refused_and_their_settings_are_none(tmp_path):
         assert Sound.load(odd).samples.shape[1] <= 500
     odd.write_bytes(whole.replace(b'{"langevin"', b'["langevin"'))
     assert read_settings(odd) is None
+
+
+def test_any_damage_gives_a_sound_or_one_line(tmp_path):
+    tone(40).save(tmp_path / "tone.wav")
+    whole, odd, rng = (tmp_path / "tone.wav").read_bytes(), tmp_path / "odd.wav", np.random.default_rng(0)
+    read, refused = 0, []
+    for _ in range(300):
+        bad = bytearray(whole)
+        for at in rng.integers(12, len(whole), 3):
+            bad[at if rng.random() < 0.5 else 12 + at % 30] = rng.integers(256)
+        odd.write_bytes(bad)
+        assert isinstance(read_settings(odd), dict | None)
+        try:
+            read += Sound.load(odd).samples.ndim == 2
+        except WrongSound as error:
+            refused.append(str(error))
+    assert read > 20
+    assert len(refused) > 20
+    assert not [line for line in refused if "\n" in line]

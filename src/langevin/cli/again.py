@@ -188,7 +188,8 @@ def _guider(described: Any, trust: Trust) -> Any:
 def revive(value: Any, trust: Trust) -> Any:
     """What :func:`langevin.media.recording.recorded` wrote, back to what it was: pictures and networks are loaded."""
     import langevin
-    from langevin.media.recording import reread, sound_file
+    from langevin.media.recording import reread
+    from langevin.media.sound import sound_file
     from langevin.models.base import ModelMixin
 
     if isinstance(value, list):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from langevin.media.load import load_image, open_safely, opened, printable
 from langevin.media.settings import plain
+from langevin.media.sound import SoundFile
 
 PLAIN = (str, int, float, bool, type(None))
 LOST = "not_recorded"
@@ -106,33 +107,6 @@ def _recorded(value: Any) -> Any:
         return {"sound": value.path, "sha256": value.fingerprint()}
     source = getattr(getattr(value, "config", None), "_name_or_path", None)
     return {"network": type(value).__name__, "from": source} if isinstance(source, str) and source else None
-
-
-class SoundFile:
-    """A sound's file among a call's arguments: recorded as ``{"sound": …, "sha256": …}``, of its bytes."""
-
-    def __init__(self, path: str | os.PathLike) -> None:
-        self.path = os.path.abspath(os.fspath(path))
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the file. Raises FileNotFoundError if it is not there, ValueError if it is no regular file."""
-        if os.path.exists(self.path) and not os.path.isfile(self.path):
-            raise ValueError(f"{printable(self.path)} is no regular file")
-        with open(self.path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
-
-
-def sound_file(record: Mapping[str, str]) -> str:
-    """The path of a sound that was recorded.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        OSError, ValueError: it is no regular file, or another one than it was.
-    """
-    file = SoundFile(record["sound"])
-    if file.fingerprint() != record["sha256"]:
-        raise ValueError(f"the sound {printable(file.path)} has changed since")
-    return file.path
 
 
 def _recorded_picture(image: Image.Image) -> dict[str, str] | None:

@@ -6,13 +6,15 @@ soundfile, and brought to another rate with soxr: both in the extra "audio".
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from langevin.media.load import printable
 from langevin.media.picture import atomic_file
 from langevin.media.settings import json_to_settings, settings_to_json
 
@@ -113,9 +115,9 @@ class Sound:
             raise WrongSound(f"{os.fspath(path)} is no plain WAV file, and reading others needs: {NEEDS}") from None
         try:
             samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+            return cls(samples.T, rate)
         except (RuntimeError, ValueError) as error:
             raise WrongSound(f"{os.fspath(path)} is not a sound that can be read ({error})") from None
-        return cls(samples.T, rate)
 
     def mono(self, sample_rate: int | None = None) -> np.ndarray:
         """The mean of the channels, ``(length,)``, brought to another rate with soxr where one is named.
@@ -133,6 +135,33 @@ class Sound:
         length = -(-samples.size * int(sample_rate) // self.sample_rate)
         made = soxr.resample(samples, self.sample_rate, sample_rate, quality="HQ")[:length]
         return np.pad(made, (0, length - made.size))
+
+
+class SoundFile:
+    """A sound's file among a call's arguments: recorded as ``{"sound": …, "sha256": …}``, of its bytes."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file. Raises FileNotFoundError if it is not there, ValueError if it is no regular file."""
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            raise ValueError(f"{printable(self.path)} is no regular file")
+        with open(self.path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+
+
+def sound_file(record: Mapping[str, str]) -> str:
+    """The path of a sound that was recorded.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        OSError, ValueError: it is no regular file, or another one than it was.
+    """
+    file = SoundFile(record["sound"])
+    if file.fingerprint() != record["sha256"]:
+        raise ValueError(f"the sound {printable(file.path)} has changed since")
+    return file.path
 
 
 def is_wav(path: str | os.PathLike) -> bool:
@@ -180,8 +209,10 @@ def _samples(path: str | os.PathLike, found: dict[bytes, bytes]) -> tuple[np.nda
         kind = struct.unpack("<H", form[24:26])[0]
     width = bits // 8
     known = bits in (32, 64) if kind == _FLOAT else bits in (8, 16, 24, 32) and kind == _PCM
-    if not known or not 1 <= channels <= 64 or not rate:
-        raise WrongSound(f"{os.fspath(path)} has {channels} channels of {bits} bits of kind {kind}, which is unknown")
+    if not known or not 1 <= channels <= 64 or not 0 < rate < 2**31:
+        raise WrongSound(
+            f"{os.fspath(path)} has {channels} channels of {bits} bits of kind {kind} at {rate} Hz, which is not read"
+        )
     data = data[: len(data) // (width * channels) * width * channels]
     if kind == _FLOAT:
         samples: Any = np.frombuffer(data, f"<f{width}").astype(np.float32)

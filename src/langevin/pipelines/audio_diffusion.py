@@ -19,7 +19,7 @@ from langevin.codecs.vae import VaeCodec
 from langevin.guiders.base import Guider
 from langevin.guiders.kept_sound import KeptSound, StepNoise
 from langevin.media.convert import to_pictures, to_tensor
-from langevin.media.recording import SoundFile
+from langevin.media.sound import SoundFile
 from langevin.models.unet_2d_condition import UNet2DConditionModel
 from langevin.outputs import AudioDiffusionPipelineOutput
 from langevin.pipelines.base import DiffusionPipeline

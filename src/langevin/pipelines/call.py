@@ -212,16 +212,10 @@ class Call:
         return deliver(pixels, form, self.settings(record) if form == "pil" else [])
 
     def deliver_sounds(self, samples: Tensor, sample_rate: int, **record: Any) -> list[Sound]:
-        """Sounds, each with the settings that made it.
-
-        Args:
-            samples: ``(batch, channels, length)`` in [-1, 1].
-            sample_rate: samples in a second.
-            record: as for :meth:`deliver`.
-        """
+        """Sounds of ``(batch, channels, length)`` in [-1, 1], each with the settings that made it."""
         self.pipeline.maybe_free_model_hooks()
-        rows = zip(samples.float().cpu().numpy(), self.settings(record), strict=True)
-        return [Sound(row, sample_rate, settings) for row, settings in rows]
+        settings = self.settings(record)
+        return [Sound(row, sample_rate, its) for row, its in zip(samples.float().cpu(), settings, strict=True)]
 
     def settings(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         """What is written into each picture: its own seed, its own prompt, the pictures that it was made from."""
