@@ -11,6 +11,7 @@ from PIL import Image
 
 import langevin
 from langevin import Guider, KeptSound, Mel, Sound
+from tests.helpers import in_threads
 
 MEL = dict(x_res=32, y_res=32, sample_rate=4000, n_fft=256, hop_length=64, n_iter=8)
 UNET = dict(
@@ -361,6 +362,33 @@ def test_made_again_with_the_sound_that_it_began_from(both, tmp_path, monkeypatc
     assert "takes no --seconds" in result.stderr
     made = pipe(raw_audio=RAW, steps=2, seed=1, mask_end_secs=0.1)
     assert "raw_audio" in made.sounds[0].settings["not_recorded"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_comes_near(both, dtype):
+    full = both("latents")[0]
+    call = dict(steps=3, seed=2, raw_audio=RAW, mask_start_secs=0.2, start_step=1, output_type="np")
+    half = langevin.AudioDiffusionPipeline(**{**full.components, "unet": None, "vqvae": None})
+    half.unet = langevin.UNet2DModel(**KINDS["latents"][1]).eval()
+    half.vqvae = langevin.AutoencoderKL(**VAE).eval()
+    for part in ("unet", "vqvae"):
+        getattr(half, part).load_state_dict(getattr(full, part).state_dict())
+    half.to(dtype)
+    half.set_progress_bar_config(disable=True)
+    one, other = full(**call), half(**call)
+    assert other.audios.dtype == np.float32
+    assert np.abs(one.images - other.images).mean() < 0.1 * one.images.std()
+
+
+def test_one_pipeline_serves_many_threads(both):
+    pipe = both("latents")[0]
+
+    def make(seed):
+        return pipe(steps=3, seed=seed, raw_audio=RAW, slice=seed % 2, mask_start_secs=0.2, start_step=1).audios
+
+    alone = [make(seed) for seed in range(4)]
+    for got, expected in zip(in_threads(make, 4), alone, strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_callbacks_interruption_and_guiders(pipe):

@@ -10,6 +10,7 @@ import torch
 
 import langevin
 from langevin import Guider, ImageStart, Sound, Windows
+from tests.helpers import in_threads
 
 UNET = dict(block_out_channels=(8, 32, 32), extra_in_channels=16, sample_size=256, sample_rate=64)
 DEEP = dict(
@@ -120,7 +121,7 @@ def test_a_folder_as_it_was_published_loads(both, tmp_path):
     """maestro-150k's time has as many channels as are joined, and no ``time_embedding_dim``, which is newer."""
     narrow = dict(UNET, block_out_channels=(16, 32, 32), time_embedding_dim=16)
     ours, theirs = both(narrow)
-    ours.save_pretrained(tmp_path)
+    ours.save_pretrained(tmp_path, safe_serialization=False)
     config = json.loads((tmp_path / "unet" / "config.json").read_text())
     for newer in ("time_embedding_dim", "act_fn", "downsample_each_block", "layers_per_block", "out_block_type"):
         del config[newer]
@@ -148,6 +149,27 @@ def test_sounds_carry_their_settings_and_a_seed_makes_the_same_alone(pipe, tmp_p
     assert batch.sounds[1].sample_rate == 64
     alone = pipe(num_inference_steps=3, seed=1, audio_length_in_s=1.1)
     np.testing.assert_allclose(alone.audios[0], batch.audios[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_comes_near(both, dtype):
+    full = both(UNET)[0]
+    half = langevin.DanceDiffusionPipeline(langevin.UNet1DModel(**UNET).eval(), langevin.IPNDMScheduler())
+    half.unet.load_state_dict(full.unet.state_dict())
+    half.to(dtype)
+    half.set_progress_bar_config(disable=True)
+    one, other = (pipe(num_inference_steps=3, seed=2, audio_length_in_s=1).audios for pipe in (full, half))
+    assert other.dtype == np.float32
+    assert np.abs(one - other).mean() < 0.1 * np.abs(one).mean()
+
+
+def test_one_pipeline_serves_many_threads(pipe):
+    def make(seed):
+        return pipe(num_inference_steps=3, seed=seed, audio_length_in_s=1).audios
+
+    alone = [make(seed) for seed in range(4)]
+    for got, expected in zip(in_threads(make, 4), alone, strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_tensors_callbacks_interruption_and_guiders(pipe):

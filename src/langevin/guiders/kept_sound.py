@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from langevin.checks import Range
 from langevin.guiders.base import Guider, Setup
 from langevin.guiders.step import Step
 from langevin.randomness import Noise
+
+if TYPE_CHECKING:
+    from langevin.schedulers.run import Run
 
 
 @dataclass
@@ -64,9 +68,9 @@ class KeptSound(Guider):
         pixels = setup.rows(pixels) if setup.noise.per_picture else pixels
         return setup.rows(setup.codec.encode(pixels, setup.noise).to(setup.dtype))
 
-    def _noised(self, run: object, index: int) -> Tensor:
+    def _noised(self, run: Run, index: int) -> Tensor:
         """The picture at the level of network call ``index``; clean behind the last."""
-        return self._clean if index >= len(run) else run.add_noise(self._clean, self._noise, index)  # type: ignore
+        return self._clean if index >= len(run) else run.add_noise(self._clean, self._noise, index)
 
     def after(self, x: Tensor, step: Step) -> Tensor:
         if not self.keep_start + self.keep_end:
@@ -86,8 +90,8 @@ class StepNoise(Guider):
         generator: a ``torch.Generator``, or a list with one per picture.
     """
 
-    generator: object
+    generator: Generator | Sequence[Generator]
 
     def prepare(self, setup: Setup) -> None:
         setup.first_noise()
-        setup.noise = Noise(self.generator)  # type: ignore[arg-type]
+        setup.noise = Noise(self.generator)
