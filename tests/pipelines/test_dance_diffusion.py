@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import langevin
-from langevin import Guider, ImageStart, Sound, Windows
+from langevin import Guider, ImageStart, Inpaint, Sound, Windows
 from tests.helpers import in_threads
 
 UNET = dict(block_out_channels=(8, 32, 32), extra_in_channels=16, sample_size=256, sample_rate=64)
@@ -213,6 +213,21 @@ def test_a_sound_is_varied_and_guiders_of_pictures_say_that_they_are_not_for_it(
         pipe(num_inference_steps=2, audio_length_in_s=1, guiders=[ImageStart(given)])
     with pytest.raises(ValueError, match="works on pictures"):
         pipe(num_inference_steps=1, guiders=[Windows(8, 4)])
+
+
+def test_a_part_of_a_sound_is_made_anew(pipe):
+    given = (torch.sin(torch.arange(136) / 3) * 0.5).expand(1, 2, -1)
+    mask = (torch.arange(136) >= 80).float()[None, None]
+    call = dict(num_inference_steps=4, seed=1, audio_length_in_s=2.01)  # 128 samples of 136
+    made = pipe(**call, guiders=[Inpaint(given, mask)]).audios
+    np.testing.assert_allclose(made[..., :80], given[..., :80], atol=1e-5)
+    assert np.abs(made[..., 80:] - given[..., 80:128].numpy()).mean() > 0.05
+    exact = pipe(**call, guiders=[Inpaint(given, mask, 0.5, keep_outside=True)]).audios
+    np.testing.assert_array_equal(exact[..., :80], given[..., :80])
+    with pytest.raises(ValueError, match=r"mask is \(1, 1, 8, 8\); \(masks, 1, samples\) is needed"):
+        Inpaint(given, torch.ones(1, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"image is \(1, 2, 136\); the pictures to be made are 64"):
+        pipe(num_inference_steps=1, audio_length_in_s=1, guiders=[Inpaint(given, mask)])
 
 
 @pytest.mark.parametrize(
