@@ -72,5 +72,5 @@ def test_what_cannot_work_is_refused_in_one_line(run, model, arguments, line, co
 
 def test_a_model_of_pictures_makes_no_sound(run):
     said = run("sound", "langevin/shapes-unconditional", "--steps", "1", code=2).stderr
-    assert "langevin sound needs a DanceDiffusionPipeline or a AudioDiffusionPipeline" in said
+    assert "langevin sound needs a DanceDiffusionPipeline or an AudioDiffusionPipeline" in said
     assert not run("info", "nothing.wav", code=1).stdout

@@ -145,7 +145,8 @@ def sound(model: str, *, seconds: float | None, **options: Any) -> None:
 def _check_kind(pipe: Any, command: str, *kinds: str) -> None:
     """Raises BadUsage unless the pipeline is one of these."""
     if type(pipe).__name__ not in kinds:
-        raise BadUsage(f"langevin {command} needs a {' or a '.join(kinds)}; this model is a {type(pipe).__name__}")
+        wanted = " or ".join(f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}" for kind in kinds)
+        raise BadUsage(f"langevin {command} needs {wanted}; this model is a {type(pipe).__name__}")
 
 
 def read(picture: Path) -> Any:
