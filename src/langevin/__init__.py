@@ -39,6 +39,9 @@ _PUBLIC = {
         "PNDMPipeline",
         "ScoreSdeVePipeline",
     ],
+    "langevin.pipelines.audio_diffusion": ["AudioDiffusionPipeline"],
+    "langevin.codecs.mel": ["Mel"],
+    "langevin.pipelines.dance_diffusion": ["DanceDiffusionPipeline"],
     "langevin.pipelines.stable_diffusion.alt_diffusion": ["AltDiffusionPipeline"],
     "langevin.pipelines.stable_diffusion.alt_diffusion_img2img": ["AltDiffusionImg2ImgPipeline"],
     "langevin.pipelines.stable_diffusion.paint_by_example": ["PaintByExamplePipeline"],
@@ -52,6 +55,8 @@ _PUBLIC = {
     "langevin.pipelines.latent_diffusion.unconditional": ["LDMPipeline"],
     "langevin.outputs": [
         "AltDiffusionPipelineOutput",
+        "AudioDiffusionPipelineOutput",
+        "AudioPipelineOutput",
         "DiffEditInversionPipelineOutput",
         "ImagePipelineOutput",
         "StableDiffusionPipelineOutput",
@@ -63,6 +68,7 @@ _PUBLIC = {
     "langevin.models.base": ["ModelMixin"],
     "langevin.models.image_normalizer": ["StableUnCLIPImageNormalizer"],
     "langevin.models.prior_transformer": ["PriorTransformer"],
+    "langevin.models.unet_1d": ["UNet1DModel"],
     "langevin.models.unet_2d": ["UNet2DModel"],
     "langevin.models.unet_2d_condition": ["UNet2DConditionModel"],
     "langevin.models.autoencoder_kl": ["AutoencoderKL"],
@@ -133,6 +139,7 @@ _PUBLIC = {
     "langevin.guiders.inpaint": ["Inpaint"],
     "langevin.guiders.instruct": ["ImageChannels", "InstructGuidance"],
     "langevin.guiders.latent_upscale": ["EnlargedLatents"],
+    "langevin.guiders.kept_sound": ["KeptSound", "StepNoise"],
     "langevin.guiders.low_resolution": ["LowResolution", "SmallPicture"],
     "langevin.guiders.prompt_schedule": ["PromptSchedule"],
     "langevin.guiders.self_attention": ["SelfAttentionGuidance"],
@@ -141,6 +148,7 @@ _PUBLIC = {
     "langevin.guiders.safe": ["SafeGuidance"],
     "langevin.guiders.semantic": ["SemanticGuidance"],
     "langevin.guiders.windows": ["Windows"],
+    "langevin.media.sound": ["Sound"],
     "langevin.media.images": ["Picture", "VaeImageProcessor", "make_image_grid"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

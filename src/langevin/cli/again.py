@@ -14,6 +14,7 @@ import typer
 from langevin.cli.choices import load_pipeline, parse_dtype, pick_device, schedulers, set_scheduler
 from langevin.cli.errors import BadUsage, Failure, say, tell
 from langevin.cli.files import check_out, targets
+from langevin.cli.medium import PICTURE, Medium, medium_of
 from langevin.cli.trust import Trust
 
 # Call arguments that say in which form to return pictures, or that stand in the settings for other reasons.
@@ -74,7 +75,8 @@ def again(
     from langevin.media.schema import WrongSettings, check_settings
 
     settings = settings_of(picture)
-    check_out(out, picture.parent)
+    medium = medium_of(picture)
+    check_out(out, picture.parent, medium.extensions, medium.noun)
     ours = "pipeline" in settings and "langevin" in settings
     if type(settings.get("seed")) is not int or settings["seed"] < 0:
         raise Failure(f"{picture} does not say its seed, so its noise cannot be drawn again")
@@ -94,15 +96,15 @@ def again(
     with _fitting():
         pipe = _load(settings, str(name), device, ours, trust, {} if model else trust.options(str(name)))
         result = pipe(**_arguments(pipe, settings, trust))
-    made = result.images[0]
+    made = getattr(result, medium.output)[0]
     if out is None:
-        out = picture.with_name(f"{picture.stem}-again.png")
+        out = picture.with_name(f"{picture.stem}-again{medium.suffix}")
         force = False
-    path = targets(out, settings.get("prompt"), [settings["seed"]], force)[0]
-    difference = _difference(picture, made)  # before saving, which may replace the picture
+    path = targets(out, settings.get("prompt"), [settings["seed"]], force, medium.suffix)[0]
+    difference = medium.difference(picture, made)  # before saving, which may replace the picture
     made.save(path)
-    say(f"{path}  (seed {settings['seed']}, {made.width}x{made.height})")
-    _report(picture, difference, exact=ours and model is None, settings=settings, device=str(pipe.device))
+    say(f"{path}  (seed {settings['seed']}, {medium.described(made)})")
+    _report(picture, medium, difference, exact=ours and model is None, settings=settings, device=str(pipe.device))
 
 
 @contextlib.contextmanager
@@ -193,6 +195,7 @@ def revive(value: Any, trust: Trust) -> Any:
     """What :func:`langevin.media.recording.recorded` wrote, back to what it was: pictures and networks are loaded."""
     import langevin
     from langevin.media.recording import reread
+    from langevin.media.sound import sound_file
     from langevin.models.base import ModelMixin
 
     if isinstance(value, list):
@@ -207,6 +210,11 @@ def revive(value: Any, trust: Trust) -> Any:
             raise Failure(f"the picture {value['file']}, from which it was made, is not there") from None
         except (OSError, ValueError) as error:
             raise Failure(f"a picture from which it was made cannot be used: {error}") from None
+    if kind == {"sound", "sha256"}:
+        try:
+            return sound_file(value)
+        except (OSError, ValueError) as error:
+            raise Failure(f"the sound from which it was made cannot be used: {error}") from None
     if kind == {"network", "from"}:
         name, source = str(value["network"]), str(value["from"])
         network = getattr(langevin, name) if name in langevin.__all__ else None
@@ -216,46 +224,43 @@ def revive(value: Any, trust: Trust) -> Any:
     return value
 
 
-def _difference(picture: Path, made: Any) -> tuple[int, int, int] | None:
-    """(largest difference in 0…255, differing pixels, all pixels), or None if the sizes differ."""
-    import numpy as np
-
+def _is_lossy(picture: Path) -> bool:
     from langevin.media.load import open_safely
 
     with open_safely(picture) as image:
-        before = np.asarray(image if image.mode == made.mode else image.convert(made.mode)).astype(int)
-    after = np.asarray(made).astype(int)
-    if before.shape != after.shape:
-        return None
-    apart = np.abs(before - after).reshape(*before.shape[:2], -1).max(axis=2)
-    return int(apart.max()), int((apart > 0).sum()), apart.size
+        return image.format in _LOSSY
 
 
 def _report(
-    picture: Path, difference: tuple[int, int, int] | None, *, exact: bool, settings: dict[str, Any], device: str
+    picture: Path,
+    medium: Medium,
+    difference: tuple[int, int, int] | None,
+    *,
+    exact: bool,
+    settings: dict[str, Any],
+    device: str,
 ) -> None:
     from langevin import __version__
-    from langevin.media.load import open_safely
 
     if difference is None:
         say(f"the size is not that of {picture}")
     elif difference[0] == 0:
-        say(f"identical: all {difference[2]} pixels are those of {picture}")
+        say(f"identical: all {difference[2]} {medium.parts} are those of {picture}")
         return
     elif difference[0] == 1 and difference[1] <= _ROUNDED * difference[2]:
         say(
-            f"the same but for rounding: {difference[1]} of {difference[2]} pixels differ from {picture}, by 1 of 255, "
-            "as those of a picture made together with others may"
+            f"the same but for rounding: {difference[1]} of {difference[2]} {medium.parts} differ from {picture}, "
+            f"by 1 of {medium.most}, as those of a {medium.noun} made together with others may"
         )
         return
     else:
         most, some, every = difference
-        say(f"not identical: {some} of {every} pixels differ from {picture}, by at most {most} of 255")
+        say(
+            f"not identical: {some} of {every} {medium.parts} differ from {picture}, by at most {most} of {medium.most}"
+        )
     if not exact:
         return
-    with open_safely(picture) as image:
-        lossy = image.format in _LOSSY
-    if lossy:
+    if medium is PICTURE and _is_lossy(picture):
         say(f"({picture.suffix} keeps pixels only roughly; a PNG could be compared exactly)")
         return
     reasons = [

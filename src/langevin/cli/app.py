@@ -238,6 +238,22 @@ def depth(
 
 
 @app.command()
+@also_takes(generate, ("prompt", "negative", "grammar", "guidance", "size", "model"), evaluate=True)
+def sound(
+    model: Annotated[str, typer.Argument(help="name, folder, or hub id of a model of sound")],
+    seconds: Annotated[float | None, typer.Option(min=0, help="how long, where the model can be asked")] = None,
+    **options: Any,
+) -> None:
+    """Make sounds, saved as WAV files that carry the settings that made them.
+
+    Example: langevin sound harmonai/maestro-150k --seconds 2 --out piano.wav
+    """
+    from langevin.cli.tasks import sound as run
+
+    run(model, seconds=seconds, **options)
+
+
+@app.command()
 def prompt(
     prompt: Annotated[str, typer.Argument(help='the prompt; "-" reads it from standard input')],
     grammar: Annotated[
@@ -318,7 +334,7 @@ def models(json: Annotated[bool, typer.Option("--json", help="as JSON")] = False
 
 @app.command()
 def info(
-    picture: Annotated[Path, typer.Argument(help="PNG, JPEG or WebP, also by AUTOMATIC1111 and its relatives")],
+    picture: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, also by AUTOMATIC1111 and its relatives; or WAV")],
     json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
 ) -> None:
     """Show the settings that made a picture."""
@@ -329,7 +345,7 @@ def info(
 
 @app.command()
 def again(
-    picture: Annotated[Path, typer.Argument(help="a picture that carries its settings")],
+    picture: Annotated[Path, typer.Argument(help="a picture or a sound that carries its settings")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="default: NAME-again.png beside it")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="instead of the one it was made with")] = None,
     device: Device = None,

@@ -22,6 +22,7 @@ from langevin.cli.choices import (
 )
 from langevin.cli.errors import BadUsage, tell
 from langevin.cli.files import check_out, targets
+from langevin.cli.medium import PICTURE, Medium
 
 
 def generate(
@@ -42,12 +43,14 @@ def generate(
     dtype: str | None,
     force: bool,
     prepare: Callable[[Any], tuple[Any, dict[str, Any]]] = lambda pipe: (pipe, {}),
+    medium: Medium = PICTURE,
 ) -> None:
     """Make ``count`` pictures, save them and print a line for each. What cannot work is refused before loading.
 
-    ``prepare`` turns the loaded pipeline into the one that paints, and gives further arguments of its call.
+    ``prepare`` turns the loaded pipeline into the one that paints, and gives further arguments of its call; ``medium``
+    is what it makes.
     """
-    check_out(out)
+    check_out(out, extensions=medium.extensions, noun=medium.noun)
     width, height = parse_size(size) if size else (None, None)
     chosen = parse_scheduler(scheduler) if scheduler else None
     number_format, place = parse_dtype(dtype), pick_device(device)
@@ -77,10 +80,12 @@ def generate(
     }
     result = pipe(**fitting(pipe, arguments, count))
 
-    seeds = [(getattr(image, "settings", None) or {}).get("seed", seed + k) for k, image in enumerate(result.images)]
-    for image, path, its in zip(result.images, targets(out, prompt, seeds, force), seeds, strict=True):
-        image.save(path)
-        typer.echo(f"{path}  (seed {its}, {image.width}x{image.height})")
+    made = getattr(result, medium.output)
+    seeds = [(getattr(one, "settings", None) or {}).get("seed", seed + k) for k, one in enumerate(made)]
+    paths = targets(out, prompt, seeds, force, medium.suffix, medium.noun)
+    for one, path, its in zip(made, paths, seeds, strict=True):
+        one.save(path)
+        typer.echo(f"{path}  (seed {its}, {medium.described(one)})")
         if out is not None and out.suffix and len(seeds) == 1 and path != out and not out.is_dir():
             tell(f"langevin: {out} was there already and is kept; --force overwrites it")
     flagged = getattr(result, "nsfw_content_detected", None)
@@ -104,6 +109,7 @@ _OPTIONS = {
     "image": "picture to work on",
     "mask_image": "mask",
     "noise_level": "--noise",
+    "audio_length_in_s": "--seconds",
 }
 
 
@@ -115,6 +121,8 @@ def fitting(pipe: Any, arguments: dict[str, Any], count: int) -> dict[str, Any]:
     takes = inspect.signature(pipe.__call__).parameters
     name = type(pipe).__name__
     given = {key: value for key, value in arguments.items() if value is not None}
+    if "num_inference_steps" in given and "steps" in takes:
+        given["steps"] = given.pop("num_inference_steps")
     if "prompt" in takes and "prompt" not in given:
         raise BadUsage('this model needs a prompt, such as "a red circle"')
     if "prompt" in given and "prompt" not in takes:

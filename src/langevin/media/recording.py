@@ -18,6 +18,7 @@ from PIL import Image
 
 from langevin.media.load import load_image, open_safely, opened, printable
 from langevin.media.settings import plain
+from langevin.media.sound import SoundFile
 
 PLAIN = (str, int, float, bool, type(None))
 LOST = "not_recorded"
@@ -102,6 +103,8 @@ def _recorded(value: Any) -> Any:
         return None if any(one is None for pair in pairs for one in pair) else {"items": pairs}
     if isinstance(value, Image.Image):
         return _recorded_picture(value)
+    if isinstance(value, SoundFile):
+        return {"sound": value.path, "sha256": value.fingerprint()}
     source = getattr(getattr(value, "config", None), "_name_or_path", None)
     return {"network": type(value).__name__, "from": source} if isinstance(source, str) and source else None
 

@@ -92,6 +92,11 @@ TABLE: dict[str, tuple[Check, str]] = {
     "batch_size": _whole(1, MAX_STEPS),
     **dict.fromkeys(("strength", "inpaint_strength"), _number(0, 1)),
     "eta": _number(0),
+    **dict.fromkeys(("audio_length_in_s", "mask_start_secs", "mask_end_secs"), _number(0, 3600)),
+    "steps": _whole(1, MAX_STEPS),
+    "start_step": _whole(0, MAX_STEPS),
+    "slice": _whole(0, 10**6),
+    "audio_file": (lambda v: isinstance(v, dict) and set(v) == {"sound", "sha256"}, "a sound's file and its SHA-256"),
     **dict.fromkeys(("guidance_scale", "guidance_rescale", "image_guidance_scale", "source_guidance_scale"), _number()),
     **dict.fromkeys(("prior_guidance_scale", "decoder_guidance_scale"), _number()),
     **dict.fromkeys(("sag_scale", "scale_factor", "sld_guidance_scale", "sld_threshold"), _number()),
@@ -112,7 +117,7 @@ TABLE: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(("prompt", "negative_prompt", "editing_prompt", "source_prompt"), _TEXTS),
     "safety_concept": _TEXT,
     **dict.fromkeys(("keep_outside", "guess_mode", "pair_images", "source_as_noise", "prepared"), _YES_OR_NO),
-    **dict.fromkeys(("add_predicted_noise", "prior_skips", "scale_image"), _YES_OR_NO),
+    **dict.fromkeys(("add_predicted_noise", "prior_skips", "scale_image", "exact_levels"), _YES_OR_NO),
     **dict.fromkeys(("circular_padding", "scaled_input", "clip_skip_negative"), _YES_OR_NO),
     "not_recorded": _listed(_MAX_ITEMS, (str,), "texts"),
     **dict.fromkeys(("guiders", "control"), _listed(_MAX_GUIDERS, (str, dict), "guiders")),
@@ -191,7 +196,7 @@ def _odd_record(value: dict[Any, Any]) -> str | None:
         pairs = value["items"]
         fits = isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 and _is_key(p[0]) for p in pairs)
         return None if fits else "items that are not pairs of a name and a value"
-    if kind not in ({"file", "sha256"}, {"png"}, {"network", "from"}):
+    if kind not in ({"file", "sha256"}, {"sound", "sha256"}, {"png"}, {"network", "from"}):
         return None
     if not all(isinstance(one, str) for one in value.values()):
         return f"{' and '.join(sorted(kind))} that are not texts"

@@ -17,6 +17,7 @@ from langevin.guiders.classifier_free import ClassifierFreeGuidance
 from langevin.guiders.rescale import GuidanceRescale
 from langevin.guiders.step import Conditions, Input, Step, Told
 from langevin.loop import denoise
+from langevin.media.sound import Sound
 from langevin.pipelines.callbacks import Callbacks, guidance, guided
 from langevin.pipelines.given import Given
 from langevin.pipelines.results import call_settings, check_output_type, deliver
@@ -204,20 +205,26 @@ class Call:
         """
         self.pipeline.maybe_free_model_hooks()
         form = self.given.output_type
-        return pixels if form == "latent" else deliver(pixels, form, self.settings(pixels, record))
-
-    def settings(self, pixels: Tensor, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What is written into each picture: its own seed, its own prompt, the pictures that it was made from."""
-        if self.given.output_type != "pil":
-            return []
-        count = len(self.seeds)
+        if form == "latent":
+            return pixels
         height, width = pixels.shape[-2:]
+        record = {"height": height, "width": width, **record}
+        return deliver(pixels, form, self.settings(record) if form == "pil" else [])
+
+    def deliver_sounds(self, samples: Tensor, sample_rate: int, **record: Any) -> list[Sound]:
+        """Sounds of ``(batch, channels, length)`` in [-1, 1], each with the settings that made it."""
+        self.pipeline.maybe_free_model_hooks()
+        settings = self.settings(record)
+        return [Sound(row, sample_rate, its) for row, its in zip(samples.float().cpu(), settings, strict=True)]
+
+    def settings(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What is written into each picture: its own seed, its own prompt, the pictures that it was made from."""
+        count = len(self.seeds)
         arguments = self.given.record()
         texts = {name: arguments.pop(name) for name in TEXTS if name in arguments}
         spread = self.pipeline.spread_arguments(self.given)
         lists = any(isinstance(arguments[name], (list, tuple)) for name in spread)
         alike = count == 1 or not (lists or arguments.get("control") or arguments.get("guiders"))
-        record = {"height": height, "width": width, **record}
         common: dict[str, Any] = {}
         each = []
         for k, seed in enumerate(self.seeds):

@@ -76,7 +76,8 @@ class LatentRecipe(Recipe):
     pipeline_name: ClassVar[str] = "StableDiffusionPipeline"
 
     def load_pipeline(self, **parts: Any) -> Any:
-        """The checkpoint, perhaps with other ``parts``: what is trained stays float32, all else is as small as the precision allows.
+        """The checkpoint, perhaps with other ``parts``. What is trained stays float32, all else is as small as the
+        precision allows.
 
         Raises:
             BadFlags: it cannot be loaded.

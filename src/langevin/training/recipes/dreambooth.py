@@ -154,10 +154,10 @@ class Pairs(Sequence):
     """Pictures of a subject, each with one of its class; the shorter list begins anew."""
 
     def __init__(self, subject: Sequence[Path], others: Sequence[Path], count: int) -> None:
-        self.subject, self.others, self.count = subject, others, count
+        self.subject, self.others, self.least = subject, others, count
 
     def __len__(self) -> int:
-        return max([len(self.subject), self.count])
+        return max(len(self.subject), self.least)
 
     def __getitem__(self, index: Any) -> Any:
         return {name: paths[index % len(paths)] for name, paths in (("image", self.subject), ("class", self.others))}
