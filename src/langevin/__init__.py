@@ -32,6 +32,7 @@ _PUBLIC = {
     "langevin.pipelines.stable_diffusion.upscale": ["StableDiffusionUpscalePipeline"],
     "langevin.pipelines.stable_diffusion.image_variation": ["StableDiffusionImageVariationPipeline"],
     "langevin.pipelines.stable_diffusion.latent_upscale": ["StableDiffusionLatentUpscalePipeline"],
+    "langevin.pipelines.deepfloyd.cascade": ["IFCascade"],
     "langevin.pipelines.deepfloyd.text_to_image": ["IFPipeline"],
     "langevin.pipelines.deepfloyd.super_resolution": ["IFSuperResolutionPipeline"],
     "langevin.pipelines.deepfloyd.img2img": ["IFImg2ImgPipeline", "IFImg2ImgSuperResolutionPipeline"],
@@ -57,6 +58,7 @@ _PUBLIC = {
     "langevin.outputs": [
         "AltDiffusionPipelineOutput",
         "DiffEditInversionPipelineOutput",
+        "IFCascadeOutput",
         "IFPipelineOutput",
         "ImagePipelineOutput",
         "StableDiffusionPipelineOutput",

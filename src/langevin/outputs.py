@@ -188,6 +188,17 @@ class IFPipelineOutput(BaseOutput):
 
 
 @dataclass
+class IFCascadeOutput(IFPipelineOutput):
+    """Pictures of a cascade: ``images`` are those of the last stage, and the flags are theirs.
+
+    Attributes:
+        sizes: the pictures of each stage that was gone through, the smallest first; the last are ``images``.
+    """
+
+    sizes: list[Any]
+
+
+@dataclass
 class AltDiffusionPipelineOutput(StableDiffusionPipelineOutput):
     """Pictures, and which of them the safety checker flagged (None without a checker)."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,8 +37,8 @@ class Call:
         call = Call(self, given, batch)
         prior = call.stage(self.prior, self.prior_scheduler, (n, dim), text, [ClassifierFreeGuidance(4.0)], steps=25)
         told = self.text_proj(call.denoise(prior), text)
-        decoder = call.stage(self.decoder, self.scheduler, (n, 3, 64, 64), told, [ClassifierFreeGuidance(8.0)],
-        steps=25) return call.deliver(call.decode(decoder, call.denoise(decoder)))
+        decoder = call.stage(self.decoder, self.scheduler, (n, 3, 64, 64), told, [ClassifierFreeGuidance(8.0)], steps=9)
+        return call.deliver(call.decode(decoder, call.denoise(decoder)))
 
     It is also what callbacks get as their first argument: the pipeline, with this call's own settings in front of it.
     ``call.guidance_scale`` may be set to change guidance from the next step on, ``call._interrupt = True`` ends the
@@ -59,7 +60,8 @@ class Call:
         views = getattr(pipeline, "_callback_views", {})
         self.callbacks = Callbacks(given, pipeline._callback_tensor_inputs, views)
         self.noise, self.seeds = noise_for(batch, given.generator, given.seed, law)
-        self.stages: list[Setup] = []
+        self.stages: list[Any] = []
+        self.record: dict[str, Any] = {}  # further settings for its pictures
 
     # -- the course
 
@@ -195,6 +197,12 @@ class Call:
             pixels = guider.finish(pixels, setup)
         return pixels
 
+    def close(self, setup: Setup) -> None:
+        """Keep of a stage that is over no more than the record says of it, so that its network can be dropped."""
+        over = Over(setup.scheduler, setup.name)
+        self.stages = [over if stage is setup else stage for stage in self.stages]
+        self.__dict__ |= {"setup": None, "step": None}
+
     def deliver(self, pixels: Tensor, **record: Any) -> Any:
         """Pictures in the form asked for, each with the settings that made it; "latent" is as it is.
 
@@ -217,7 +225,7 @@ class Call:
         spread = self.pipeline.spread_arguments(self.given)
         lists = any(isinstance(arguments[name], (list, tuple)) for name in spread)
         alike = count == 1 or not (lists or arguments.get("control") or arguments.get("guiders"))
-        record = {"height": height, "width": width, **record}
+        record = {"height": height, "width": width, **self.record, **record}
         common: dict[str, Any] = {}
         each = []
         for k, seed in enumerate(self.seeds):
@@ -248,7 +256,7 @@ class Call:
             self.__dict__[dial if dial == "interrupt" else name] = value
 
     def _guidance(self, dial: str) -> list[ClassifierFreeGuidance]:
-        return guidance(self.__dict__["setup"], dial) if "setup" in self.__dict__ else []
+        return guidance(self.__dict__["setup"], dial) if self.__dict__.get("setup") else []
 
     @property
     def scheduler(self) -> Any:
@@ -271,6 +279,14 @@ class Call:
     @property
     def num_timesteps(self) -> int:
         return max(len(self.setup.run) - self.setup.start, 0)
+
+
+@dataclass(frozen=True)
+class Over:
+    """A stage that is over, for the record."""
+
+    scheduler: Any
+    name: str
 
 
 def _brought(latents: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from langevin.checks import Count, Share
+from langevin.guiders.base import Guider
 from langevin.guiders.image_start import ImageStart
 from langevin.pipelines.deepfloyd.base import IFBase
 from langevin.pipelines.deepfloyd.given import LARGE_END, MIDDLE, SMALL_END, IFGiven
@@ -69,8 +71,11 @@ class IFImg2ImgPipeline(IFBase):
     @takes(IFImageToImageGiven)
     def __call__(self, given: IFImageToImageGiven) -> Any:
         """Make pictures."""
+        return self.make(given)
+
+    def prepared(self, given: Any) -> tuple[list[Guider], Sequence[int] | None]:
         pixels = original(self, given.image, "image", given)
-        return self.generate(given, [ImageStart(pixels, given.strength)], pixels.shape[-2:])
+        return [ImageStart(pixels, given.strength)], pixels.shape[-2:]
 
 
 class IFImg2ImgSuperResolutionPipeline(IFLargeBase):
@@ -85,8 +90,11 @@ class IFImg2ImgSuperResolutionPipeline(IFLargeBase):
     @takes(IFImageToImageLargeGiven)
     def __call__(self, given: IFImageToImageLargeGiven) -> Any:
         """Make pictures larger."""
+        return self.make(given)
+
+    def prepared(self, given: Any) -> tuple[list[Guider], Sequence[int] | None]:
         pixels = original(self, given.original_image, "original_image", given)
-        return self.generate(given, [ImageStart(pixels, given.strength), self.shown(given)], pixels.shape[-2:])
+        return [ImageStart(pixels, given.strength), self.shown(given)], pixels.shape[-2:]
 
 
 def original(pipe: IFBase, image: Any, name: str, given: IFGiven) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
 from langevin.checks import Count, Share
+from langevin.guiders.base import Guider
 from langevin.guiders.clean_surroundings import CleanSurroundings
 from langevin.guiders.inpaint import Inpaint
 from langevin.pipelines.deepfloyd.base import IFBase
@@ -71,8 +73,11 @@ class IFInpaintingPipeline(IFBase):
     @takes(IFInpaintingGiven)
     def __call__(self, given: IFInpaintingGiven) -> Any:
         """Make pictures."""
+        return self.make(given)
+
+    def prepared(self, given: Any) -> tuple[list[Guider], Sequence[int] | None]:
         pixels = original(self, given.image, "image", given)
-        return self.generate(given, [_masked(self, pixels, given)], pixels.shape[-2:])
+        return [_masked(self, pixels, given)], pixels.shape[-2:]
 
 
 class IFInpaintingSuperResolutionPipeline(IFLargeBase):
@@ -87,8 +92,11 @@ class IFInpaintingSuperResolutionPipeline(IFLargeBase):
     @takes(IFInpaintingLargeGiven)
     def __call__(self, given: IFInpaintingLargeGiven) -> Any:
         """Make pictures larger."""
+        return self.make(given)
+
+    def prepared(self, given: Any) -> tuple[list[Guider], Sequence[int] | None]:
         pixels = original(self, given.original_image, "original_image", given)
-        return self.generate(given, [_masked(self, pixels, given), self.shown(given)], pixels.shape[-2:])
+        return [_masked(self, pixels, given), self.shown(given)], pixels.shape[-2:]
 
 
 def _masked(pipe: IFBase, pixels: Tensor, given: Any) -> Inpaint:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from langevin.checks import Count
+from langevin.guiders.base import Guider
 from langevin.guiders.low_resolution import EnlargedPicture
 from langevin.pipelines.deepfloyd.base import IFBase
 from langevin.pipelines.deepfloyd.given import LARGE_END, MIDDLE, IFGiven, NoiseLevel
@@ -88,4 +90,7 @@ class IFSuperResolutionPipeline(IFLargeBase):
     @takes(IFSuperResolutionGiven)
     def __call__(self, given: IFSuperResolutionGiven) -> Any:
         """Make pictures larger."""
-        return self.generate(given, [self.shown(given)])
+        return self.make(given)
+
+    def prepared(self, given: Any) -> tuple[list[Guider], Sequence[int] | None]:
+        return [self.shown(given)], None

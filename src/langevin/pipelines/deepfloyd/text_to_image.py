@@ -19,7 +19,8 @@ class IFTextToImageGiven(IFGiven):
 
 class IFPipeline(IFBase):
     """Pictures of 64 x 64 pixels from a text, made as pixels (Saharia et al. 2022, "Imagen", 2205.11487; the networks
-    published as DeepFloyd IF). :class:`IFSuperResolutionPipeline` makes them larger.
+    published as DeepFloyd IF). :class:`~langevin.IFSuperResolutionPipeline` makes them larger, and
+    :class:`~langevin.IFCascade` does all of it in one call.
 
     Example:
         >>> from langevin import IFPipeline
@@ -32,4 +33,4 @@ class IFPipeline(IFBase):
     @takes(IFTextToImageGiven)
     def __call__(self, given: IFTextToImageGiven) -> Any:
         """Make pictures."""
-        return self.generate(given)
+        return self.make(given)

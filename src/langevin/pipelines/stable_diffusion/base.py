@@ -89,14 +89,38 @@ class LatentPipeline(DiffusionPipeline):
                 the caller's ``control`` and ``guiders``; among them may be another kind of guidance.
             size: height and width in pixels, where they are not what ``given`` says.
         """
+        call, setup = self.begin(given, parts, size)
+        return self.hand_over(call, setup, call.denoise(setup))
+
+    def begin(
+        self,
+        given: FamilyGiven,
+        parts: Sequence[Guider] = (),
+        size: Sequence[int] | None = None,
+        call: Call | None = None,
+        **more: Any,
+    ) -> tuple[Call, Setup]:
+        """A call before it denoises, and its stage; or the next stage of a ``call`` that is under way.
+
+        Arguments are those of :meth:`generate`; ``more`` goes to :meth:`stage`.
+        """
         given = self.scaled(given)
         size = size or self.size(given.height, given.width)
         run = self.plan(given)
         told = self.read(given, steps=len(run) if given.own_schedule else given.num_inference_steps)
-        call = Call(self, given, told.batch)
+        call = call or Call(self, given, told.batch)
         parts = [*parts, *self.earlier(call, given)]
-        setup = self.stage(call, given, told, parts, size, run=run)
-        return self.hand_over(call, setup, call.denoise(setup))
+        return call, self.stage(call, given, told, parts, size, run=run, **more)
+
+    def make(self, given: Any) -> Any:
+        """Make pictures as :meth:`prepared` says."""
+        return self.generate(given, *self.prepared(given))
+
+    def prepared(self, given: Any) -> tuple[list[Guider], Sequence[int] | None]:
+        """What a call with such arguments hands to :meth:`generate` and :meth:`begin`: the pipeline's own guiders, and
+        the size.
+        """
+        return [], None
 
     def scaled(self, given: T) -> T:
         """The call's arguments with the checkpoint's own scale of guidance, where none is given."""
