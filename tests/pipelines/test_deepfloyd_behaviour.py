@@ -117,6 +117,21 @@ def test_guiders_do_what_the_pipelines_do(ours):
     assert abs(images(ours(), "a [cat:dog:0.5]", **STEPS) - plain).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("guider", "says"),
+    [
+        (langevin.SelfAttentionGuidance(0.75), "needs a network with self-attention"),
+        (langevin.CFGPlusPlus(0.5), "does not work with DDPMRun"),
+        (langevin.LowResolution(torch.zeros(1, 3, 16, 16), 1, langevin.DDPMScheduler()), "takes 3 channels"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_guiders_that_do_not_go_with_these_networks_say_so(ours, guider, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        ours()("a cat", guiders=[guider], **STEPS)
+    assert "\n" not in str(caught.value)
+
+
 def test_large_pictures_go_in_windows_with_what_they_see(ours):
     pipe = ours(LARGE)
     call = dict(image=pil(16, 24), height=32, width=48, guiders=[Windows(32, 16, smooth=True)], **STEPS)

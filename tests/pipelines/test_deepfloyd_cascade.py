@@ -84,6 +84,15 @@ def test_a_picture_made_alone_with_its_own_seed_is_the_same(stages):
     assert abs(made.images[2] - made.images[3]).max() > 1e-3
 
 
+def test_a_short_prompt_beside_a_long_one_is_read_as_if_it_were_alone(stages):
+    cascade = quiet(IFCascade(stages(SMALL)[0], stages(LARGE)[0]))
+    made = cascade(["a cat " * 20, "a dog"], seed=[1, 2], output_type="np", num_inference_steps=2)
+    alone = cascade("a dog", seed=2, output_type="np", num_inference_steps=2)
+    np.testing.assert_allclose(made.images[1:], alone.images, atol=1e-4)
+    first = stages(SMALL)[0]("a dog", seed=2, output_type="np", num_inference_steps=2).images
+    np.testing.assert_allclose(alone.sizes[0], first, atol=1e-4)
+
+
 def test_stages_have_arguments_of_their_own(stages):
     cascade = quiet(IFCascade(stages(SMALL)[0], stages(LARGE)[0]))
     calls = []
@@ -269,6 +278,7 @@ def test_settings_that_ask_too_much_are_refused(folders, tmp_path):
     ("arguments", "says"),
     [
         (dict(prompt=None), "prompt is missing"),
+        (dict(prompt="a [cat:dog:0.5]"), "a prompt changes on the way"),
         (dict(each=["a"]), "each holds a str"),
         (dict(each=[{}, {"strenth": 1}]), "has 'strenth', which IFSuperResolutionPipeline does not take"),
         (dict(each=[{"noise_level": 1}]), "has 'noise_level', which IFPipeline does not take"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from langevin.checkpoints import folders, model_index
 from langevin.checks import Count
+from langevin.guiders.step import Conditions
 from langevin.media.convert import denormalize
 from langevin.media.recording import LOST, parts_state
 from langevin.outputs import IFCascadeOutput
@@ -21,9 +22,10 @@ from langevin.pipelines.deepfloyd.base import IFBase
 from langevin.pipelines.given import Given, takes
 from langevin.pipelines.running import Running
 from langevin.pipelines.stable_diffusion.given import check_texts
+from langevin.prompts.readers.base import Reading
 
-_READ = ("clean_caption", "prompt_weighting", "long_prompts")
-_FOR_ALL = (*_READ, "num_inference_steps", "guidance_scale", "num_images_per_prompt", "pair_images", "safety_action")
+_READ = ("prompt", "negative_prompt", "num_images_per_prompt", "clean_caption", "prompt_weighting", "long_prompts")
+_FOR_ALL = (*_READ, "num_inference_steps", "guidance_scale", "safety_action")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class IFCascadeGiven(Given):
         num_inference_steps, guidance_scale: of every stage; each stage's own where None.
         num_images_per_prompt: pictures of each prompt.
         clean_caption, prompt_weighting, long_prompts: how prompts are read, once for all stages; see
-            :class:`~langevin.IFPipeline`. Prompts that change on the way are not known here.
+            :class:`~langevin.IFPipeline`. Prompts that change on the way are refused.
         safety_action: what to do with pictures that a stage's safety checker flags: black them out, or only say so. The
             next stage is given the picture as it is.
         each: further arguments of single stages, a dict for each, in their order:
@@ -65,11 +67,10 @@ class IFCascadeGiven(Given):
         if wrong := [one for one in self.each if not isinstance(one, Mapping)]:
             raise ValueError(f"each holds a {type(wrong[0]).__name__}; give a dict of arguments for each stage")
 
-    def of_stage(self, k: int, pipe: Any, told: Mapping[str, Any], small: Tensor | None) -> Any:
+    def of_stage(self, k: int, pipe: Any, small: Tensor | None) -> Any:
         """The arguments of stage ``k``'s own call.
 
         Args:
-            told: what it knows of the prompt.
             small: the pictures of the stage before, in [-1, 1].
 
         Raises:
@@ -84,7 +85,7 @@ class IFCascadeGiven(Given):
         own = self.each[k] if k < len(self.each) else {}
         if unknown := [name for name in own if name not in takes]:
             raise ValueError(f"each[{k}] has {unknown[0]!r}, which {type(pipe).__name__} does not take")
-        return call.given(**{**values, **told, "guiders": self.guiders if k == 0 else (), **own})
+        return call.given(**{**values, "guiders": self.guiders if k == 0 else (), **own})
 
 
 class IFCascade(Running):
@@ -148,12 +149,12 @@ class IFCascade(Running):
         Returns:
             :class:`~langevin.IFCascadeOutput`: pictures of the last stage, and those of all.
         """
-        embeds = self._encoded(given)
-        call = Call(_UnderWay(self), given, len(embeds["prompt_embeds"]) * given.num_images_per_prompt)
+        told = self._read(given)
+        call = Call(_UnderWay(self), given, told.batch)
         made: list[Any] = []
         small: Tensor | None = None
         for k in range(len(self.stages)):
-            small = self._go_through(k, call, given, embeds, small, made)
+            small = self._go_through(k, call, given, told, small, made)
             if call.interrupt:
                 break
         last = made[-1]
@@ -162,13 +163,13 @@ class IFCascade(Running):
         return IFCascadeOutput(last.images, unsafe, marked, [one.images for one in made])
 
     def _go_through(
-        self, k: int, call: Call, given: IFCascadeGiven, embeds: dict[str, Any], small: Tensor | None, made: list[Any]
+        self, k: int, call: Call, given: IFCascadeGiven, told: Reading, small: Tensor | None, made: list[Any]
     ) -> Tensor:
         """Stage ``k``: appends what it hands out to ``made``, and returns its pictures for the next stage."""
         call.pipeline.now = pipe = self._opened(k, text_encoder=None, tokenizer=None)
-        texts = {"prompt": given.prompt, "negative_prompt": given.negative_prompt}
-        own = given.of_stage(k, pipe, embeds if isinstance(pipe, IFBase) else texts, small)
-        _, setup = pipe.begin(own, *pipe.prepared(own), call=call, name=f"stage {k + 1}")
+        own = given.of_stage(k, pipe, small)
+        more: dict[str, Any] = {"told": _for(pipe, told)} if isinstance(pipe, IFBase) else {}
+        _, setup = pipe.begin(own, *pipe.prepared(own), call=call, name=f"stage {k + 1}", **more)
         pixels = call.decode(setup, call.denoise(setup))
         call.record |= _record(call.record, pipe)
         made.append(pipe.hand_out(call, pixels))
@@ -176,14 +177,18 @@ class IFCascade(Running):
         call.pipeline.now = None
         return pixels
 
-    def _encoded(self, given: IFCascadeGiven) -> dict[str, Any]:
-        """Prompt and negative prompt as all of IF's stages take them."""
+    def _read(self, given: IFCascadeGiven) -> Reading:
+        """Prompt and negative prompt as all of IF's stages are told them."""
         pipe = self._opened(0, unet=None, safety_checker=None, watermarker=None)
-        texts = [given.prompt] if isinstance(given.prompt, str) else [*(given.prompt or ())]
-        how: dict[str, Any] = {name: getattr(given, name) for name in _READ}
-        told, untold = pipe.encode_prompt(texts, negative_prompt=given.negative_prompt, **how)
+        how: dict[str, Any] = {"prompt_weighting": given.prompt_weighting, "long_prompts": given.long_prompts}
+        pictures = given.num_images_per_prompt
+        told = pipe.reads(given).read(given.prompt, given.negative_prompt, pictures=pictures, steps=100, **how)
+        if told.guider is not None:
+            raise ValueError(
+                "a prompt changes on the way, and a cascade's stages have other steps; give one that stays"
+            )
         pipe.maybe_free_model_hooks()
-        return {"prompt_embeds": told, "negative_prompt_embeds": untold}
+        return told if pipe is self.stages[0] else dataclasses.replace(told, again=None)  # which holds the encoder
 
     def _opened(self, k: int, **without: None) -> Any:
         """Stage ``k``; one of IF's that has to be loaded, without some parts."""
@@ -202,6 +207,19 @@ class IFCascade(Running):
         hub = folders.take_options(dict(self.options))
         root = folders.resolve(name, choose=lambda names, fetch: [model_index.INDEX], **hub)
         return DiffusionPipeline._class_for(model_index.read(root), root)
+
+
+def _for(pipe: Any, told: Reading) -> Reading:
+    """What was read, where and as a stage's network needs it."""
+
+    def brought(value: Any) -> Any:
+        floats = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(pipe._execution_device, pipe.unet.dtype) if floats else value
+
+    branches: dict[str, Conditions] = {}
+    for name, branch in told.branches.items():
+        branches[name] = {key: brought(one) for key, one in branch.items()}
+    return dataclasses.replace(told, branches=branches)
 
 
 class _UnderWay:

@@ -98,16 +98,18 @@ class LatentPipeline(DiffusionPipeline):
         parts: Sequence[Guider] = (),
         size: Sequence[int] | None = None,
         call: Call | None = None,
+        told: Reading | None = None,
         **more: Any,
     ) -> tuple[Call, Setup]:
         """A call before it denoises, and its stage; or the next stage of a ``call`` that is under way.
 
-        Arguments are those of :meth:`generate`; ``more`` goes to :meth:`stage`.
+        Arguments are those of :meth:`generate`. What the network is ``told`` is read, unless it is given; ``more`` goes
+        to :meth:`stage`.
         """
         given = self.scaled(given)
         size = size or self.size(given.height, given.width)
         run = self.plan(given)
-        told = self.read(given, steps=len(run) if given.own_schedule else given.num_inference_steps)
+        told = told or self.read(given, steps=len(run) if given.own_schedule else given.num_inference_steps)
         call = call or Call(self, given, told.batch)
         parts = [*parts, *self.earlier(call, given)]
         return call, self.stage(call, given, told, parts, size, run=run, **more)
