@@ -1,5 +1,5 @@
-"""Captions cleaned as those were on which DeepFloyd IF was trained (Saharia et al. 2022, 2205.11487, trained likewise):
-what the web leaves in captions, addresses, tags, names of files, numbers of articles, offers, is taken out.
+"""Captions cleaned as those were on which DeepFloyd IF was trained, and as its publishers clean prompts: what the web
+leaves in captions, addresses, tags, names of files, numbers of articles, offers, is taken out.
 """
 
 from __future__ import annotations
