@@ -223,6 +223,15 @@ def test_the_command_line_makes_every_size_and_each_can_be_made_again(folders, t
     assert "cannot be loaded" in run("again", out, code=1).stderr  # from a folder that nobody said may be loaded
 
 
+def test_the_command_line_makes_a_small_picture_larger(folders, tmp_path):
+    small = pil(16, 16)
+    small.save(tmp_path / "small.png")
+    options = ("--model", folders[1], "--noise", 20, "--out", tmp_path / "large.png", *SHORT)
+    assert "32x32" in run("upscale", tmp_path / "small.png", "a red cat", *options).stdout
+    assert read_settings(tmp_path / "large.png")["noise_level"] == 20
+    assert "identical: all" in run("again", tmp_path / "large.png", "--yes").stdout
+
+
 def test_own_arguments_and_schedulers_of_stages_are_followed(folders, tmp_path):
     other = langevin.DDPMScheduler(beta_schedule="linear", variance_type="learned_range")
     cascade = quiet(IFCascade(*folders, device="cpu", schedulers=[None, other]))
