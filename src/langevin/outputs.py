@@ -217,6 +217,33 @@ class StableDiffusionPipelineOutput(BaseOutput):
 
 
 @dataclass
+class IFPipelineOutput(BaseOutput):
+    """Pictures of DeepFloyd IF.
+
+    Attributes:
+        images: a list of PIL pictures; for ``output_type="np"`` an array ``(batch, height, width, 3)`` in [0, 1];
+            for ``"pt"`` a tensor ``(batch, 3, height, width)`` in about [-1, 1], which the next stage takes.
+        nsfw_detected, watermark_detected: which of them the safety checker found not safe for work, and which marked by
+            somebody; None without a checker.
+    """
+
+    images: Any
+    nsfw_detected: list[bool] | None
+    watermark_detected: list[bool] | None
+
+
+@dataclass
+class IFCascadeOutput(IFPipelineOutput):
+    """Pictures of a cascade: ``images`` are those of the last stage, and the flags are theirs.
+
+    Attributes:
+        sizes: the pictures of each stage that was gone through, the smallest first; the last are ``images``.
+    """
+
+    sizes: list[Any]
+
+
+@dataclass
 class AltDiffusionPipelineOutput(StableDiffusionPipelineOutput):
     """Pictures, and which of them the safety checker flagged (None without a checker)."""
 

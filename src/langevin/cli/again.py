@@ -11,7 +11,15 @@ from typing import Any
 
 import typer
 
-from langevin.cli.choices import load_pipeline, parse_dtype, pick_device, schedulers, set_scheduler
+from langevin.cli.choices import (
+    load_cascade,
+    load_pipeline,
+    make_scheduler,
+    parse_dtype,
+    pick_device,
+    schedulers,
+    set_scheduler,
+)
 from langevin.cli.errors import BadUsage, Failure, say, tell
 from langevin.cli.files import check_out, targets
 from langevin.cli.medium import PICTURE, Medium, medium_of
@@ -130,6 +138,8 @@ def _load(
         dtype = parse_dtype(settings.get("dtype")) if ours else None
     except BadUsage as error:
         raise Failure(f"its settings name the number format {settings['dtype']!r}, which is unknown here") from error
+    if settings.get("cascade") and ours:
+        return _load_cascade(settings, model, dtype, pick_device(device), trust)
     parts = {name: revive(part, trust) for name, part in (settings.get("parts") or {}).items()}
     try:
         kind = settings.get("pipeline") if ours else None
@@ -142,6 +152,22 @@ def _load(
     if settings.get("freeu"):
         pipe.enable_freeu(**settings["freeu"])
     return pipe
+
+
+def _load_cascade(settings: dict[str, Any], model: str, dtype: Any, device: str, trust: Trust) -> Any:
+    """The stages of a cascade with the picture's schedulers."""
+    names = settings["cascade"]
+    if model != names[0]:
+        raise BadUsage(f"it was made by a cascade of {len(names)} models, which --model cannot replace; leave it out")
+    if settings.get("parts") or settings.get("freeu"):
+        raise Failure("it was made with other parts than its models', which are not put back into a cascade")
+    stages = settings.get("stages") or {"stage 1": settings}
+    made = [stages.get(f"stage {k + 1}") or {} for k in range(len(names))]
+    if unknown := [one.get("scheduler") for one in made if one.get("scheduler") not in schedulers().values()]:
+        raise Failure(f"its scheduler {unknown[0]} is unknown here")
+    chosen = [make_scheduler(one["scheduler"], one.get("scheduler_config") or {}, {}) for one in made]
+    options = {key: value for name in names for key, value in trust.options(name).items()}
+    return load_cascade(names, dtype, device, schedulers=chosen, **options)
 
 
 def _choose_scheduler(pipe: Any, settings: dict[str, Any], ours: bool) -> None:

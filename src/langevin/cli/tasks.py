@@ -101,7 +101,8 @@ def upscale(picture: Path, *, noise: int | None, window: int | None, **options: 
     def prepare(pipe: Any) -> tuple[Any, dict[str, Any]]:
         from langevin import Windows
 
-        _check_kind(pipe, "upscale", "StableDiffusionUpscalePipeline", "StableDiffusionLatentUpscalePipeline")
+        kinds = ("StableDiffusionUpscalePipeline", "StableDiffusionLatentUpscalePipeline", "IFSuperResolutionPipeline")
+        _check_kind(pipe, "upscale", *kinds)
         parts = None if window is None else [Windows(window, max(window // 2, 1), smooth=True)]
         return pipe, {"image": image, "noise_level": noise, "guiders": parts}
 

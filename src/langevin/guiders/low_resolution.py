@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from langevin.checks import Range
 from langevin.guiders.base import Guider, Setup
@@ -85,3 +86,25 @@ class SmallPicture(Guider):
             if scaled is not self._shown:
                 step.told.put("channels", "image", scaled)
         return x
+
+
+@dataclass
+class EnlargedPicture(LowResolution):
+    """The same for a picture of any size, enlarged to x's by lines between its pixels, corners on corners.
+
+    Each row of x is shown noise of its own, which is drawn after the noise that the run begins with.
+
+    Args:
+        image: ``(n, 3, height, width)`` in [-1, 1]. n is 1, or divides the batch.
+        noise_level, scheduler: see :class:`LowResolution`.
+
+    Example:
+        >>> pipe("a cat", guiders=[EnlargedPicture(pixels, 250, pipe.image_noising_scheduler)])
+    """
+
+    def prepare(self, setup: Setup) -> None:
+        setup.first_noise()
+        image = self.image.to(setup.device, setup.dtype)
+        places = setup.picture_places("EnlargedPicture")
+        self.image = setup.rows(interpolate(image, places, mode="bilinear", align_corners=True))
+        super().prepare(setup)

@@ -113,12 +113,14 @@ TABLE: dict[str, tuple[Check, str]] = {
     "reverse_editing_direction": _edits((bool,), "true or false"),
     **dict.fromkeys(("timesteps", "sigmas"), _listed(MAX_STEPS, (int, float), "numbers")),
     **dict.fromkeys(("model", "pipeline", "scheduler", "dtype", "device", "langevin"), _NAME),
-    **dict.fromkeys(("prompt_weighting", "long_prompts", "safety_action"), _NAME),
+    **dict.fromkeys(("prompt_weighting", "long_prompts", "safety_action", "surroundings"), _NAME),
     **dict.fromkeys(("prompt", "negative_prompt", "editing_prompt", "source_prompt"), _TEXTS),
     "safety_concept": _TEXT,
     **dict.fromkeys(("keep_outside", "guess_mode", "pair_images", "source_as_noise", "prepared"), _YES_OR_NO),
-    **dict.fromkeys(("add_predicted_noise", "prior_skips", "scale_image", "exact_levels"), _YES_OR_NO),
+    **dict.fromkeys(("add_predicted_noise", "prior_skips", "scale_image", "exact_levels", "clean_caption"), _YES_OR_NO),
     **dict.fromkeys(("circular_padding", "scaled_input", "clip_skip_negative"), _YES_OR_NO),
+    "cascade": _listed(_MAX_GUIDERS, (str,), "names"),
+    "each": (lambda v: isinstance(v, list) and len(v) <= _MAX_GUIDERS and all(map(_is_dict, v)), "a list of dicts"),
     "not_recorded": _listed(_MAX_ITEMS, (str,), "texts"),
     **dict.fromkeys(("guiders", "control"), _listed(_MAX_GUIDERS, (str, dict), "guiders")),
     "freeu": (
@@ -158,6 +160,8 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         )
     for config in (settings, *(settings.get("stages") or {}).values()):
         _check_scheduler(config.get("scheduler_config") or {})
+    for one in settings.get("each") or ():
+        check_settings(dict(one["items"]))
     return dict(settings)
 
 
@@ -203,6 +207,13 @@ def _odd_record(value: dict[Any, Any]) -> str | None:
     if "png" not in kind and any("\0" in one or len(one) > 4096 for one in value.values()):
         return f"{' and '.join(sorted(kind))} that are no names"
     return None
+
+
+def _is_dict(value: Any) -> bool:
+    """Whether it is a dict of names, in the form in which they are written."""
+    if not isinstance(value, dict) or set(value) != {"items"} or not isinstance(value["items"], list):
+        return False
+    return all(isinstance(p, list) and len(p) == 2 and isinstance(p[0], str) for p in value["items"])
 
 
 def _is_key(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,8 +38,8 @@ class Call:
         call = Call(self, given, batch)
         prior = call.stage(self.prior, self.prior_scheduler, (n, dim), text, [ClassifierFreeGuidance(4.0)], steps=25)
         told = self.text_proj(call.denoise(prior), text)
-        decoder = call.stage(self.decoder, self.scheduler, (n, 3, 64, 64), told, [ClassifierFreeGuidance(8.0)],
-        steps=25) return call.deliver(call.decode(decoder, call.denoise(decoder)))
+        decoder = call.stage(self.decoder, self.scheduler, (n, 3, 64, 64), told, [ClassifierFreeGuidance(8.0)], steps=9)
+        return call.deliver(call.decode(decoder, call.denoise(decoder)))
 
     It is also what callbacks get as their first argument: the pipeline, with this call's own settings in front of it.
     ``call.guidance_scale`` may be set to change guidance from the next step on, ``call._interrupt = True`` ends the
@@ -60,7 +61,8 @@ class Call:
         views = getattr(pipeline, "_callback_views", {})
         self.callbacks = Callbacks(given, pipeline._callback_tensor_inputs, views)
         self.noise, self.seeds = noise_for(batch, given.generator, given.seed, law)
-        self.stages: list[Setup] = []
+        self.stages: list[Any] = []
+        self.record: dict[str, Any] = {}  # further settings for its pictures
 
     # -- the course
 
@@ -196,6 +198,12 @@ class Call:
             pixels = guider.finish(pixels, setup)
         return pixels
 
+    def close(self, setup: Setup) -> None:
+        """Keep of a stage that is over no more than the record says of it, so that its network can be dropped."""
+        over = Over(setup.scheduler, setup.name)
+        self.stages = [over if stage is setup else stage for stage in self.stages]
+        self.__dict__ |= {"setup": None, "step": None}
+
     def deliver(self, pixels: Tensor, **record: Any) -> Any:
         """Pictures in the form asked for, each with the settings that made it; "latent" is as it is.
 
@@ -208,13 +216,13 @@ class Call:
         if form == "latent":
             return pixels
         height, width = pixels.shape[-2:]
-        record = {"height": height, "width": width, **record}
+        record = {"height": height, "width": width, **self.record, **record}
         return deliver(pixels, form, self.settings(record) if form == "pil" else [])
 
     def deliver_sounds(self, samples: Tensor, sample_rate: int, **record: Any) -> list[Sound]:
         """Sounds of ``(batch, channels, length)`` in [-1, 1], each with the settings that made it."""
         self.pipeline.maybe_free_model_hooks()
-        settings = self.settings(record)
+        settings = self.settings({**self.record, **record})
         return [Sound(row, sample_rate, its) for row, its in zip(samples.float().cpu(), settings, strict=True)]
 
     def settings(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -255,7 +263,7 @@ class Call:
             self.__dict__[dial if dial == "interrupt" else name] = value
 
     def _guidance(self, dial: str) -> list[ClassifierFreeGuidance]:
-        return guidance(self.__dict__["setup"], dial) if "setup" in self.__dict__ else []
+        return guidance(self.__dict__["setup"], dial) if self.__dict__.get("setup") else []
 
     @property
     def scheduler(self) -> Any:
@@ -278,6 +286,14 @@ class Call:
     @property
     def num_timesteps(self) -> int:
         return max(len(self.setup.run) - self.setup.start, 0)
+
+
+@dataclass(frozen=True)
+class Over:
+    """A stage that is over, for the record."""
+
+    scheduler: Any
+    name: str
 
 
 def _brought(latents: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from langevin import __version__
-from langevin.guiders.base import Setup
 from langevin.media.convert import denormalize, pt_to_numpy, to_pictures
 from langevin.media.recording import LOST, describe_guider, parts_state, recorded, recorded_row
 
@@ -42,7 +41,8 @@ def check_output_type(output_type: str, *more: str) -> None:
 def call_settings(
     pipeline: Any,
     arguments: Mapping[str, Any],
-    stages: Sequence[Setup] = (),
+    stages: Sequence[Any] = (),
+    /,
     *,
     row: tuple[int, int] = (0, 1),
     spread: Mapping[str, bool] | None = None,
@@ -92,7 +92,7 @@ def call_settings(
     return settings
 
 
-def _schedulers(pipeline: Any, stages: Sequence[Setup]) -> dict[str, Any]:
+def _schedulers(pipeline: Any, stages: Sequence[Any]) -> dict[str, Any]:
     """The scheduler of a call with one stage; of several, all by the stage's name, with the part that each is, and the
     pipeline's.
     """
