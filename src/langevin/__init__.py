@@ -38,6 +38,7 @@ _PUBLIC = {
         "KarrasVePipeline",
         "PNDMPipeline",
         "ScoreSdeVePipeline",
+        "ScoreSdeVpPipeline",
     ],
     "langevin.pipelines.stable_diffusion.alt_diffusion": ["AltDiffusionPipeline"],
     "langevin.pipelines.stable_diffusion.alt_diffusion_img2img": ["AltDiffusionImg2ImgPipeline"],

@@ -141,6 +141,13 @@ class ScoreSdeGiven(PNDMGiven):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoreSdeVpGiven(PNDMGiven):
+    """Arguments of :class:`ScoreSdeVpPipeline`."""
+
+    num_inference_steps: Count = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
 class KarrasVeGiven(ScoreSdeGiven):
     """Arguments of :class:`KarrasVePipeline`."""
 
@@ -183,6 +190,30 @@ class ScoreSdeVePipeline(UnconditionalPipeline):
     def __call__(self, given: ScoreSdeGiven) -> Any:
         """Make ``batch_size`` pictures."""
         return self.generate(given, as_published=given.as_published)
+
+
+class ScoreSdeVpPipeline(UnconditionalPipeline):
+    """Unconditional pictures by the reverse of a variance-preserving SDE: Song et al. 2021 (2011.13456), equation 11
+    in steps of Euler and Maruyama. The network gives ε = -σ(t)·score, and is told 999·t, as the paper's are: time t,
+    1 to 0, in the thousand levels that its discrete sisters count.
+
+    Example:
+        >>> from langevin import ScoreSdeVpPipeline, ScoreSdeVpScheduler, UNet2DModel
+        >>> unet = UNet2DModel.from_pretrained("langevin/shapes-unconditional", subfolder="unet")
+        >>> pipe = ScoreSdeVpPipeline(unet, ScoreSdeVpScheduler())
+        >>> images = pipe(num_inference_steps=1000, seed=7).images
+    """
+
+    def network(self) -> Callable[..., Any]:
+        def in_levels(x: Tensor, time: float, return_dict: bool = False, **told: Any) -> tuple[Tensor]:
+            return (self.unet(x, 999 * time, return_dict=False, **told)[0],)
+
+        return in_levels
+
+    @takes(ScoreSdeVpGiven)
+    def __call__(self, given: ScoreSdeVpGiven) -> Any:
+        """Make ``batch_size`` pictures."""
+        return self.generate(given)
 
 
 class KarrasVePipeline(UnconditionalPipeline):
