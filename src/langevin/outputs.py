@@ -104,6 +104,13 @@ class UNet2DConditionOutput(BaseOutput):
 
 
 @dataclass
+class UNet3DConditionOutput(BaseOutput):
+    """``sample`` (batch, out_channels, frames, height, width): what the network predicts."""
+
+    sample: Tensor
+
+
+@dataclass
 class PriorTransformerOutput(BaseOutput):
     """``predicted_image_embedding`` (batch, clip_embed_dim): of the picture that is sought; without ``prd`` token
     (batch, 1, clip_embed_dim).
