@@ -46,6 +46,8 @@ _PUBLIC = {
     "langevin.pipelines.stable_diffusion.diffedit": ["StableDiffusionDiffEditPipeline"],
     "langevin.pipelines.stable_diffusion.unclip": ["StableUnCLIPPipeline"],
     "langevin.pipelines.stable_diffusion.unclip_img2img": ["StableUnCLIPImg2ImgPipeline"],
+    "langevin.pipelines.video.text_to_video": ["TextToVideoSDPipeline"],
+    "langevin.pipelines.video.video_to_video": ["VideoToVideoSDPipeline"],
     "langevin.outputs": [
         "AltDiffusionPipelineOutput",
         "DiffEditInversionPipelineOutput",
@@ -54,6 +56,7 @@ _PUBLIC = {
         "StableDiffusionSafePipelineOutput",
         "SemanticStableDiffusionPipelineOutput",
         "Pix2PixInversionPipelineOutput",
+        "TextToVideoSDPipelineOutput",
     ],
     "langevin.models.encoders.safety_checker": ["SafeStableDiffusionSafetyChecker", "StableDiffusionSafetyChecker"],
     "langevin.models.base": ["ModelMixin"],
@@ -135,6 +138,7 @@ _PUBLIC = {
     "langevin.guiders.safe": ["SafeGuidance"],
     "langevin.guiders.semantic": ["SemanticGuidance"],
     "langevin.guiders.windows": ["Windows"],
+    "langevin.media.video": ["Video", "load_video"],
     "langevin.media.images": ["Picture", "VaeImageProcessor", "make_image_grid"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -174,6 +174,19 @@ class AltDiffusionPipelineOutput(StableDiffusionPipelineOutput):
 
 
 @dataclass
+class TextToVideoSDPipelineOutput(BaseOutput):
+    """Videos.
+
+    Attributes:
+        frames: a list of :class:`langevin.Video` ("pil"), an array ``(batch, frames, height, width, channels)`` ("np"),
+            a tensor ``(batch, frames, channels, height, width)`` ("pt"), both in [0, 1], or latents ``(batch, channels,
+            frames, h, w)`` ("latent").
+    """
+
+    frames: Any
+
+
+@dataclass
 class DiffEditInversionPipelineOutput(BaseOutput):
     """What an inversion passed through.
 

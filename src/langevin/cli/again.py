@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import typer
 
 from langevin.cli.choices import load_pipeline, parse_dtype, pick_device, schedulers, set_scheduler
 from langevin.cli.errors import BadUsage, Failure, say, tell
-from langevin.cli.files import check_out, targets
+from langevin.cli.files import EXTENSIONS, check_out, form, targets
+from langevin.cli.generate import results_of
 from langevin.cli.trust import Trust
+from langevin.media.mp4 import VIDEO_EXTENSIONS
 
 # Call arguments that say in which form to return pictures, or that stand in the settings for other reasons.
 _NOT_AGAIN = {"generator", "output_type", "return_dict", "num_images_per_prompt", "batch_size", "seed"}
@@ -74,7 +76,8 @@ def again(
     from langevin.media.schema import WrongSettings, check_settings
 
     settings = settings_of(picture)
-    check_out(out, picture.parent)
+    extensions = VIDEO_EXTENSIONS if makes_videos(settings) else EXTENSIONS
+    check_out(out, picture.parent, extensions)
     ours = "pipeline" in settings and "langevin" in settings
     if type(settings.get("seed")) is not int or settings["seed"] < 0:
         raise Failure(f"{picture} does not say its seed, so its noise cannot be drawn again")
@@ -94,15 +97,26 @@ def again(
     with _fitting():
         pipe = _load(settings, str(name), device, ours, trust, {} if model else trust.options(str(name)))
         result = pipe(**_arguments(pipe, settings, trust))
-    made = result.images[0]
+    made = results_of(result)[0]
     if out is None:
-        out = picture.with_name(f"{picture.stem}-again.png")
+        ending = picture.suffix if extensions == VIDEO_EXTENSIONS else ".png"
+        out = picture.with_name(f"{picture.stem}-again{ending}")
         force = False
     path = targets(out, settings.get("prompt"), [settings["seed"]], force)[0]
     difference = _difference(picture, made)  # before saving, which may replace the picture
-    made.save(path)
-    say(f"{path}  (seed {settings['seed']}, {made.width}x{made.height})")
+    made.save(path, **({"fps": settings["fps"]} if settings.get("fps") and makes_videos(settings) else {}))
+    say(f"{path}  (seed {settings['seed']}, {form(made)})")
     _report(picture, difference, exact=ours and model is None, settings=settings, device=str(pipe.device))
+
+
+def makes_videos(settings: Mapping[str, Any]) -> bool:
+    """Whether the pipeline that settings name makes videos."""
+    import langevin
+    from langevin.pipelines.video.base import VideoPipeline
+
+    name = settings.get("pipeline")
+    kind = getattr(langevin, name) if isinstance(name, str) and name in langevin.__all__ else None
+    return isinstance(kind, type) and issubclass(kind, VideoPipeline)
 
 
 @contextlib.contextmanager
@@ -166,7 +180,7 @@ def _arguments(pipe: Any, settings: dict[str, Any], trust: Trust) -> dict[str, A
     for several in _GUIDERS:
         if guiders := settings.get(several):
             given[several] = [_guider(described, trust) for described in guiders]
-    return {**given, "seed": settings["seed"]}
+    return {**given, "seed": settings["seed"], **({"output_type": "pil"} if "output_type" in takes else {})}
 
 
 def _guider(described: Any, trust: Trust) -> Any:
@@ -186,7 +200,7 @@ def _guider(described: Any, trust: Trust) -> Any:
 def revive(value: Any, trust: Trust) -> Any:
     """What :func:`langevin.media.recording.recorded` wrote, back to what it was: pictures and networks are loaded."""
     import langevin
-    from langevin.media.recording import reread
+    from langevin.media.recording import reread, reread_video
     from langevin.models.base import ModelMixin
 
     if isinstance(value, list):
@@ -201,6 +215,13 @@ def revive(value: Any, trust: Trust) -> Any:
             raise Failure(f"the picture {value['file']}, from which it was made, is not there") from None
         except (OSError, ValueError) as error:
             raise Failure(f"a picture from which it was made cannot be used: {error}") from None
+    if kind == {"video", "sha256"}:
+        try:
+            return reread_video(value)
+        except FileNotFoundError:
+            raise Failure(f"the video {value['video']}, from which it was made, is not there") from None
+        except (OSError, ValueError) as error:
+            raise Failure(f"a video from which it was made cannot be used: {error}") from None
     if kind == {"network", "from"}:
         name, source = str(value["network"]), str(value["from"])
         network = getattr(langevin, name) if name in langevin.__all__ else None
@@ -215,21 +236,35 @@ def _difference(picture: Path, made: Any) -> tuple[int, int, int] | None:
     import numpy as np
 
     from langevin.media.load import open_safely
+    from langevin.media.video import load_video
 
-    with open_safely(picture) as image:
-        before = np.asarray(image if image.mode == made.mode else image.convert(made.mode)).astype(int)
-    after = np.asarray(made).astype(int)
+    if isinstance(made, list):  # a video: its frames one below the other
+        before, after = (
+            np.concatenate([np.asarray(frame) for frame in all]).astype(int) for all in (load_video(picture), made)
+        )
+    else:
+        with open_safely(picture) as image:
+            before = np.asarray(image if image.mode == made.mode else image.convert(made.mode)).astype(int)
+        after = np.asarray(made).astype(int)
     if before.shape != after.shape:
         return None
     apart = np.abs(before - after).reshape(*before.shape[:2], -1).max(axis=2)
     return int(apart.max()), int((apart > 0).sum()), apart.size
 
 
+def _is_lossy(picture: Path, video: bool) -> bool:
+    from langevin.media.load import open_safely
+
+    if video:  # whose WebP files are written without loss
+        return picture.suffix.lower() in (".mp4", ".gif")
+    with open_safely(picture) as image:
+        return image.format in _LOSSY
+
+
 def _report(
     picture: Path, difference: tuple[int, int, int] | None, *, exact: bool, settings: dict[str, Any], device: str
 ) -> None:
     from langevin import __version__
-    from langevin.media.load import open_safely
 
     if difference is None:
         say(f"the size is not that of {picture}")
@@ -247,9 +282,7 @@ def _report(
         say(f"not identical: {some} of {every} pixels differ from {picture}, by at most {most} of 255")
     if not exact:
         return
-    with open_safely(picture) as image:
-        lossy = image.format in _LOSSY
-    if lossy:
+    if _is_lossy(picture, makes_videos(settings)):
         say(f"({picture.suffix} keeps pixels only roughly; a PNG could be compared exactly)")
         return
     reasons = [

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from langevin.cli.errors import BadUsage, Failure
 
@@ -24,20 +26,22 @@ def slug(prompt: str | None, most: int = 50) -> str:
     return name or (words[0][:most] if words else "picture")
 
 
-def check_out(out: Path | None, beside: Path | None = None) -> None:
+def check_out(out: Path | None, beside: Path | None = None, extensions: Sequence[str] = EXTENSIONS) -> None:
     """Refuse what could not be saved, before any time is spent on making it.
 
     Args:
         out: the file, or the folder for it, that ``--out`` names.
         beside: where pictures go without; the current folder if None.
+        extensions: what a file's name may end with.
     """
     if out is None or out.is_dir():
         _try_folder(out or beside or Path())
         return
-    if out.suffix.lower() not in EXTENSIONS:
+    if out.suffix.lower() not in extensions:
+        what, usual = ("pictures", ".png, .jpg") if ".jpg" in extensions else ("videos", ".mp4, .gif")
         if not out.suffix:
-            raise BadUsage(f"--out {out} is neither a folder nor a file name with .png, .jpg or .webp")
-        raise BadUsage(f"--out {out}: pictures are not saved as {out.suffix!r}; use .png, .jpg or .webp")
+            raise BadUsage(f"--out {out} is neither a folder nor a file name with {usual} or .webp")
+        raise BadUsage(f"--out {out}: {what} are not saved as {out.suffix!r}; use {usual} or .webp")
     if not out.parent.is_dir():
         raise Failure(f"there is no folder {out.parent} to save {out.name} in")
     try:
@@ -60,18 +64,29 @@ def _try_folder(folder: Path) -> None:
         ) from None
 
 
-def targets(out: Path | None, prompt: str | None, seeds: list[int], force: bool) -> list[Path]:
-    """One path for each picture, all different. Only with ``force`` may one of them exist already."""
+def targets(
+    out: Path | None, prompt: str | None, seeds: list[int], force: bool, extension: str = EXTENSIONS[0]
+) -> list[Path]:
+    """One path for each picture, all different. Only with ``force`` may one of them exist already. Without a file's
+    name they end with ``extension``.
+    """
     chosen: list[Path] = []
     if out is None or out.is_dir():
         for seed in seeds:
-            path = (out or Path()) / f"{slug(prompt)}-{seed}.png"
+            path = (out or Path()) / f"{slug(prompt)}-{seed}{extension}"
             chosen.append(free(path, chosen, path.stem))
         return chosen
     wanted = [out] if len(seeds) == 1 else [out.with_stem(f"{out.stem}-{k}") for k in range(1, len(seeds) + 1)]
     for path in wanted:
         chosen.append(path if force else free(path, chosen, out.stem))
     return chosen
+
+
+def form(made: Any) -> str:
+    """The size of a picture or a video, for people."""
+    first = made[0] if isinstance(made, list) else made
+    frames = f"{len(made)} frames of " if isinstance(made, list) else ""
+    return f"{frames}{first.width}x{first.height}"
 
 
 def free(path: Path, taken: list[Path], stem: str) -> Path:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import typer
 
 from langevin.cli.choices import load_pipeline, parse_dtype, parse_scheduler, parse_size, pick_device, set_scheduler
 from langevin.cli.errors import BadUsage, tell
-from langevin.cli.files import check_out, targets
+from langevin.cli.files import EXTENSIONS, check_out, form, targets
 
 
 def generate(
@@ -34,12 +35,18 @@ def generate(
     dtype: str | None,
     force: bool,
     prepare: Callable[[Any], tuple[Any, dict[str, Any]]] = lambda pipe: (pipe, {}),
+    extensions: Sequence[str] = EXTENSIONS,
+    saving: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Make ``count`` pictures, save them and print a line for each. What cannot work is refused before loading.
+    """Make ``count`` pictures or videos, save them and print a line for each. What cannot work is refused before
+    loading.
 
-    ``prepare`` turns the loaded pipeline into the one that paints, and gives further arguments of its call.
+    Args:
+        prepare: turns the loaded pipeline into the one that paints, and gives further arguments of its call.
+        extensions: what files may end with, first what they do where nothing is said.
+        saving: arguments of what is made's ``save``.
     """
-    check_out(out)
+    check_out(out, extensions=extensions)
     width, height = parse_size(size) if size else (None, None)
     chosen = parse_scheduler(scheduler) if scheduler else None
     number_format, place = parse_dtype(dtype), pick_device(device)
@@ -68,15 +75,21 @@ def generate(
     }
     result = pipe(**fitting(pipe, arguments, count))
 
-    seeds = [(getattr(image, "settings", None) or {}).get("seed", seed + k) for k, image in enumerate(result.images)]
-    for image, path, its in zip(result.images, targets(out, prompt, seeds, force), seeds, strict=True):
-        image.save(path)
-        typer.echo(f"{path}  (seed {its}, {image.width}x{image.height})")
+    made = results_of(result)
+    seeds = [(getattr(image, "settings", None) or {}).get("seed", seed + k) for k, image in enumerate(made)]
+    for image, path, its in zip(made, targets(out, prompt, seeds, force, extensions[0]), seeds, strict=True):
+        image.save(path, **saving)
+        typer.echo(f"{path}  (seed {its}, {form(image)})")
         if out is not None and out.suffix and len(seeds) == 1 and path != out and not out.is_dir():
             tell(f"langevin: {out} was there already and is kept; --force overwrites it")
     flagged = getattr(result, "nsfw_content_detected", None)
     if flagged and any(flagged):
         tell(f"langevin: the model's safety checker blacked out {sum(map(bool, flagged))} of {len(flagged)} pictures")
+
+
+def results_of(result: Any) -> list[Any]:
+    """The pictures of a call's output, or its videos."""
+    return result.frames if hasattr(result, "frames") else result.images
 
 
 _OPTIONS = {
@@ -95,6 +108,8 @@ _OPTIONS = {
     "image": "picture to work on",
     "mask_image": "mask",
     "noise_level": "--noise",
+    "num_frames": "--frames",
+    "video": "--from",
 }
 
 

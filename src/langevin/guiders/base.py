@@ -112,21 +112,28 @@ class Setup:
         """The sizes of x's axes that are places: height and width of a picture's latents; none of a vector."""
         return self.shape[len(self.shape) - self.codec.axes :]
 
-    def picture_places(self, who: str) -> tuple[int, int]:
+    def picture_places(self, who: str, frames: bool = False) -> tuple[int, int]:
         """Height and width of x.
 
+        Args:
+            who: wants to know, for the message.
+            frames: whether a video's are wanted too.
+
         Raises:
-            ValueError: x is no picture and has no such thing; ``who`` says who wants to know.
+            ValueError: x is no picture.
         """
         if self.codec.axes < 2:
             raise ValueError(f"{who} works on pictures; what is made here is {tuple(self.shape)}, which has none")
+        if self.codec.axes > 2 and not frames:
+            raise ValueError(f"{who} works on pictures; what is made here is a video, {tuple(self.shape)}")
         height, width = self.places[-2:]
         return height, width
 
     @property
     def size(self) -> tuple[int, ...]:
-        """The size of what is decoded: pixels ``(height, width)``, samples, …."""
-        return tuple(side * self.codec.scale_factor for side in self.places)
+        """The size of what is decoded: pixels ``(height, width)``, ``(frames, height, width)``, samples, …."""
+        times, sides = self.places[:-2], self.places[-2:]
+        return (*times, *(side * self.codec.scale_factor for side in sides))
 
     def is_latents(self, images: Tensor) -> bool:
         """Whether these are latents in pictures' place, told by their number of channels."""

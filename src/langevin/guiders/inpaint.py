@@ -59,6 +59,7 @@ class Inpaint(Guider):
             raise ValueError(f"mask goes from {low:g} to {high:g}; it must be in 0..1: 1 is made anew, 0 is kept")
 
     def prepare(self, setup: Setup) -> None:
+        setup.picture_places("Inpaint")
         setup.start_at(self.strength)
         setup.check_size(self.image)
         if self.keep_outside and setup.is_latents(self.image):

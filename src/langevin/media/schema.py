@@ -12,6 +12,7 @@ from typing import Any
 
 MAX_STEPS = 10_000
 MAX_SIDE = 16_384
+MAX_FRAMES = 10_000
 MAX_PIXELS = 2**26
 _MAX_TEXT = 2**20
 _MAX_PICTURE = 2**24
@@ -88,6 +89,9 @@ TABLE: dict[str, tuple[Check, str]] = {
     "noise_level": _whole(0, _MAX_SCHEDULE),
     "num_images_per_prompt": _whole(1, MAX_STEPS),
     "batch_size": _whole(1, MAX_STEPS),
+    "num_frames": _whole(1, MAX_FRAMES),
+    "decode_chunk_size": _whole(1, MAX_FRAMES),
+    "fps": _number(0.1, 240),
     **dict.fromkeys(("strength", "inpaint_strength"), _number(0, 1)),
     "eta": _number(0),
     **dict.fromkeys(("guidance_scale", "guidance_rescale", "image_guidance_scale", "source_guidance_scale"), _number()),
@@ -184,7 +188,7 @@ def _odd_record(value: dict[Any, Any]) -> str | None:
         pairs = value["items"]
         fits = isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 and _is_key(p[0]) for p in pairs)
         return None if fits else "items that are not pairs of a name and a value"
-    if kind not in ({"file", "sha256"}, {"png"}, {"network", "from"}):
+    if kind not in ({"file", "sha256"}, {"video", "sha256"}, {"png"}, {"network", "from"}):
         return None
     if not all(isinstance(one, str) for one in value.values()):
         return f"{' and '.join(sorted(kind))} that are not texts"

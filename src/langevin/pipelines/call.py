@@ -217,7 +217,8 @@ class Call:
         spread = self.pipeline.spread_arguments(self.given)
         lists = any(isinstance(arguments[name], (list, tuple)) for name in spread)
         alike = count == 1 or not (lists or arguments.get("control") or arguments.get("guiders"))
-        record = {"height": height, "width": width, **record}
+        length = {"num_frames": pixels.shape[2]} if pixels.ndim == 5 else {}
+        record = {"height": height, "width": width, **length, **record}
         common: dict[str, Any] = {}
         each = []
         for k, seed in enumerate(self.seeds):
