@@ -240,7 +240,7 @@ def test_windows_work_on_videos_and_what_looks_at_one_picture_says_so(twins):
     assert abs(parts - whole).max() > 1e-4
     one = pipe("a cat", **call, guiders=[Windows(16, 16)]).frames
     np.testing.assert_allclose(one, whole, atol=1e-5)  # one window
-    with pytest.raises(ValueError, match="self-attention guidance works on pictures; what is made here is a video"):
+    with pytest.raises(ValueError, match="SelfAttentionGuidance works on pictures; what is made here is a video"):
         pipe("a cat", **call, guiders=[SelfAttentionGuidance()])
     inpaint = langevin.Inpaint(torch.zeros(1, 3, 24, 32), torch.ones(1, 1, 24, 32))
     with pytest.raises(ValueError, match="Inpaint works on pictures; what is made here is a video"):

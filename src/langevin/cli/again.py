@@ -208,20 +208,15 @@ def revive(value: Any, trust: Trust) -> Any:
     kind = set(value) if isinstance(value, dict) else set()
     if kind == {"items"}:
         return {key: revive(one, trust) for key, one in value["items"]}
-    if kind in ({"file", "sha256"}, {"png"}):
+    if kind in ({"file", "sha256"}, {"png"}, {"video", "sha256"}):
+        what, read = ("video", reread_video) if "video" in kind else ("picture", reread)
         try:
-            return reread(value)
+            return read(value)
         except FileNotFoundError:
-            raise Failure(f"the picture {value['file']}, from which it was made, is not there") from None
+            name = value.get("video") or value["file"]
+            raise Failure(f"the {what} {name}, from which it was made, is not there") from None
         except (OSError, ValueError) as error:
-            raise Failure(f"a picture from which it was made cannot be used: {error}") from None
-    if kind == {"video", "sha256"}:
-        try:
-            return reread_video(value)
-        except FileNotFoundError:
-            raise Failure(f"the video {value['video']}, from which it was made, is not there") from None
-        except (OSError, ValueError) as error:
-            raise Failure(f"a video from which it was made cannot be used: {error}") from None
+            raise Failure(f"a {what} from which it was made cannot be used: {error}") from None
     if kind == {"network", "from"}:
         name, source = str(value["network"]), str(value["from"])
         network = getattr(langevin, name) if name in langevin.__all__ else None

@@ -112,20 +112,14 @@ class Setup:
         """The sizes of x's axes that are places: height and width of a picture's latents; none of a vector."""
         return self.shape[len(self.shape) - self.codec.axes :]
 
-    def picture_places(self, who: str, frames: bool = False) -> tuple[int, int]:
+    def picture_places(self, who: str) -> tuple[int, int]:
         """Height and width of x.
 
-        Args:
-            who: wants to know, for the message.
-            frames: whether a video's are wanted too.
-
         Raises:
-            ValueError: x is no picture.
+            ValueError: x is no picture and has no such thing; ``who`` says who wants to know.
         """
         if self.codec.axes < 2:
             raise ValueError(f"{who} works on pictures; what is made here is {tuple(self.shape)}, which has none")
-        if self.codec.axes > 2 and not frames:
-            raise ValueError(f"{who} works on pictures; what is made here is a video, {tuple(self.shape)}")
         height, width = self.places[-2:]
         return height, width
 
@@ -188,7 +182,12 @@ class Guider:
 
     A guider keeps its settings. What changes during a call may be kept on ``self`` too: the loop works on the copy
     that :meth:`begin` returns, made for that call alone.
+
+    Attributes:
+        pictures_only: it looks at the places of one picture, so that calls which make videos refuse it.
     """
+
+    pictures_only = False
 
     def __post_init__(self) -> None:
         if dataclasses.is_dataclass(self):

@@ -44,6 +44,8 @@ class Inpaint(Guider):
         >>> pipe("a blue circle", guiders=[Inpaint(pixels, mask, strength=0.8)])
     """
 
+    pictures_only = True
+
     image: Tensor
     mask: Tensor
     strength: float = 1.0
@@ -59,7 +61,6 @@ class Inpaint(Guider):
             raise ValueError(f"mask goes from {low:g} to {high:g}; it must be in 0..1: 1 is made anew, 0 is kept")
 
     def prepare(self, setup: Setup) -> None:
-        setup.picture_places("Inpaint")
         setup.start_at(self.strength)
         setup.check_size(self.image)
         if self.keep_outside and setup.is_latents(self.image):

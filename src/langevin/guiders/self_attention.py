@@ -40,6 +40,8 @@ class SelfAttentionGuidance(Guider):
         >>> pipe("a red circle", guiders=[SelfAttentionGuidance(0.75)])
     """
 
+    pictures_only = True
+
     scale: float = 0.75
 
     def __post_init__(self) -> None:

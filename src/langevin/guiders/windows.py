@@ -69,7 +69,7 @@ class Windows(Guider):
             raise ValueError(f"batch is {self.batch} windows; at least 1 goes through the network at once")
 
     def prepare(self, setup: Setup) -> None:
-        height, width = setup.picture_places("Windows", frames=True)
+        height, width = setup.picture_places("Windows")
         boxes = window_boxes(height, width, self.size, self.stride, self.circular)
         if self.circular:
             setup.codec = _CircularCodec(setup.codec)
