@@ -247,6 +247,34 @@ def test_windows_work_on_videos_and_what_looks_at_one_picture_says_so(twins):
         pipe("a cat", **call, guiders=[inpaint])
 
 
+GUIDERS = {
+    "safe": lambda: [langevin.SafeGuidance("a dog", warmup_steps=0, threshold=1.0)],
+    "semantic": lambda: [langevin.SemanticGuidance(["a dog"], warmup_steps=0)],
+    "cfg++": lambda: [langevin.CFGPlusPlus(0.6)],
+    "rescale": lambda: [langevin.GuidanceRescale(0.7)],
+    "cycle": lambda: [langevin.CycleNoise(2 * clip().transpose(0, 1)[None] - 1, 0.8, "a dog")],
+    "start": lambda: [langevin.ImageStart(2 * clip().transpose(0, 1)[None] - 1, 0.8)],
+}
+
+
+@pytest.mark.parametrize("name", GUIDERS)
+def test_guiders_work_on_videos_and_frames_stay_their_own(twins, name):
+    """Each changes the video, and each video of a batch is what it is alone."""
+    pipe = twins()[0]
+    call = dict(**SHORT, eta=0.5, output_type="pt")
+    plain = pipe("a cat", **call, seed=2).frames
+    made = pipe(["a house", "a cat"], **call, seed=[1, 2], guiders=GUIDERS[name]()).frames
+    assert (made[1] - plain[0]).abs().max() > 1e-3
+    alone = pipe("a cat", **call, seed=2, guiders=GUIDERS[name]()).frames
+    torch.testing.assert_close(made[1], alone[0], atol=1e-4, rtol=0)
+
+
+def test_a_prompt_may_change_on_the_way(twins):
+    pipe = twins()[0]
+    first, then, both = (pipe(text, **SHORT, seed=1).frames for text in ("a cat", "a dog", "a [cat:dog:0.4]"))
+    assert min(abs(both - first).max(), abs(both - then).max()) > 1e-3
+
+
 def test_callbacks_interruption_and_progress(twins):
     ours, theirs = twins(scheduler="ddim")
     old = [[], []]

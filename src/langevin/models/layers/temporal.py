@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from itertools import repeat
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from langevin.models.layers.activation import dropout
@@ -25,6 +26,18 @@ UP = {"CrossAttnUpBlock3D": Kind("cross", freeu=True), "UpBlock3D": Kind(freeu=T
 MID = Kind("cross")
 
 
+class FrameConvolution(nn.Conv3d):
+    """A convolution over three frames at each place, ``(videos, channels, frames, places)``: one of pictures, which
+    libraries compute faster than one of volumes.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.flatten(3), self.bias, padding=(1, 0))
+
+
 class TemporalConvolutions(nn.Module):
     """Four convolutions over three frames each, added to what they read. The last one's weights start at zero, so that
     an untrained one changes nothing.
@@ -34,8 +47,7 @@ class TemporalConvolutions(nn.Module):
         super().__init__()
 
         def convolution(*between: nn.Module) -> nn.Sequential:
-            over_time = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
-            return nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), *between, over_time)
+            return nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), *between, FrameConvolution(channels))
 
         self.conv1 = convolution()
         self.conv2, self.conv3, self.conv4 = (convolution(dropout(dropout_p)) for _ in range(3))
@@ -44,10 +56,10 @@ class TemporalConvolutions(nn.Module):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """``x`` (videos · frames, channels, height, width); its shape is kept."""
-        h = x.unflatten(0, (-1, frames)).transpose(1, 2)
+        h = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(3)
         for convolution in (self.conv1, self.conv2, self.conv3, self.conv4):
             h = convolution(h)
-        return x + h.transpose(1, 2).flatten(0, 1)
+        return x + h.transpose(1, 2).reshape(x.shape)
 
 
 class TemporalTransformer(nn.Module):
