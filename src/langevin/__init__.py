@@ -40,6 +40,7 @@ _PUBLIC = {
         "ScoreSdeVePipeline",
         "ScoreSdeVpPipeline",
     ],
+    "langevin.pipelines.repaint": ["RePaintPipeline"],
     "langevin.pipelines.stable_diffusion.alt_diffusion": ["AltDiffusionPipeline"],
     "langevin.pipelines.stable_diffusion.alt_diffusion_img2img": ["AltDiffusionImg2ImgPipeline"],
     "langevin.pipelines.stable_diffusion.paint_by_example": ["PaintByExamplePipeline"],

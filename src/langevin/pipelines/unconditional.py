@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,15 +65,20 @@ class UnconditionalPipeline(DiffusionPipeline):
         """What denoises: the UNet, or a function around it."""
         return self.unet
 
-    def generate(self, given: UnconditionalGiven, **options: Any) -> ImagePipelineOutput:
-        """Make pictures; ``options`` are of the scheduler's run, where it takes them."""
+    def generate(
+        self, given: Any, batch: int | None = None, size: Sequence[int] | None = None, **options: Any
+    ) -> ImagePipelineOutput:
+        """Make pictures: ``batch`` of them, of height and width ``size``, where they are not as given and as the
+        network's own; ``options`` are of the scheduler's run, where it takes them.
+        """
         codec = PixelCodec(self.unet.config.in_channels, self._low)
-        size = self.unet.config.sample_size
-        call = Call(self, given, given.batch_size)
+        own = self.unet.config.sample_size
+        batch, size = batch or given.batch_size, size or ((own, own) if isinstance(own, int) else own)
+        call = Call(self, given, batch)
         setup = call.stage(
             self.network(),
             self.scheduler,
-            codec.shape(given.batch_size, (size, size) if isinstance(size, int) else size),
+            codec.shape(batch, size),
             guiders=given.guiders,
             steps=given.num_inference_steps,
             options=options,
