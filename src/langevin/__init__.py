@@ -126,6 +126,7 @@ _PUBLIC = {
     "langevin.guiders.control": ["Control"],
     "langevin.guiders.depth": ["DepthChannel"],
     "langevin.guiders.inversion": ["InversionTrace"],
+    "langevin.guiders.frames": ["FrameNoise"],
     "langevin.guiders.image_embedding": ["ImageEmbedding"],
     "langevin.guiders.image_start": ["ImageStart"],
     "langevin.guiders.inpaint": ["Inpaint"],

@@ -86,6 +86,9 @@ def test_mistakes_are_told_before_anything_is_loaded(run, folder, tiny_sd_folder
     assert "as long as that" in run(*call, "--from", "b.gif", "--frames", "3", "-o", "c.gif", code=2).stderr
     wrong = run("video", tiny_sd_folder, "a cat", *SHORT, "-o", "c.gif", code=2).stderr
     assert "langevin video needs a TextToVideoSDPipeline or a VideoToVideoSDPipeline" in wrong
+    for command in ("generate", "compare-schedulers"):
+        told = run(command, "a cat", "-m", folder, "--steps", "2", "-o", "c.png", code=2).stderr
+        assert "is for: langevin video" in told
     monkeypatch.setitem(sys.modules, "av", None)
     assert "pip install 'langevin[video]'" in run(*call, "-o", "c.mp4", code=1).stderr
     assert "pip install 'langevin[video]'" in run(*call, code=1).stderr  # an MP4 is what is made without --out

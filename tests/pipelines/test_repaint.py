@@ -8,18 +8,9 @@ import torch
 from PIL import Image
 
 import langevin
+from tests.pipelines.family_checks import UNCONDITIONAL, mask, picture, pil
 from tests.pipelines.family_checks import images as images_of
-from tests.pipelines.family_checks import mask, picture, pil
 
-UNET = dict(
-    sample_size=16,
-    block_out_channels=(8, 16),
-    layers_per_block=1,
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    norm_num_groups=4,
-    attention_head_dim=4,
-)
 SHORT = dict(num_inference_steps=6, jump_length=2, jump_n_sample=2)
 KEEP = torch.zeros(1, 1, 16, 16)
 KEEP[..., :10] = 1
@@ -32,7 +23,7 @@ def folder(tmp_path_factory):
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("repaint")
-    pipe = diffusers.RePaintPipeline(diffusers.UNet2DModel(**UNET).eval(), diffusers.RePaintScheduler())
+    pipe = diffusers.RePaintPipeline(diffusers.UNet2DModel(**UNCONDITIONAL).eval(), diffusers.RePaintScheduler())
     pipe.save_pretrained(folder)
     return folder
 

@@ -9,16 +9,9 @@ import pytest
 import torch
 
 import langevin
+from tests.pipelines.family_checks import UNCONDITIONAL
 
-UNET = dict(
-    sample_size=8,
-    block_out_channels=(8, 16),
-    layers_per_block=1,
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    norm_num_groups=4,
-    attention_head_dim=4,
-)
+UNET = {**UNCONDITIONAL, "sample_size": 8}
 # the published networks of SDEs: skips, and noise levels as Fourier features
 NCSN = {
     **UNET,

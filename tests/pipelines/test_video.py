@@ -10,7 +10,7 @@ import torch
 
 import langevin
 from langevin import SelfAttentionGuidance, Windows
-from tests.pipelines.family_checks import SCHEDULERS, generator
+from tests.pipelines.family_checks import SCHEDULERS, assert_checkpoints_go_both_ways, generator
 from tests.pipelines.video_checks import VideoTwins, assert_same_frames, clip, clip_pil, frames
 
 SHORT = dict(num_inference_steps=3, num_frames=3)
@@ -104,14 +104,7 @@ def test_options_of_videos_from_videos_are_the_reference_ones(twins, call):
 def test_checkpoints_go_both_ways(twins, name, tmp_path):
     ours, theirs = twins(name, "euler")
     call = {"num_inference_steps": 3, **({"video": clip()} if name[0] == "V" else {"num_frames": 3})}
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours.save_pretrained(tmp_path / "ours")
-    read = langevin.DiffusionPipeline.from_pretrained(tmp_path / "theirs")
-    assert type(read) is type(ours)
-    back = type(theirs).from_pretrained(tmp_path / "ours")
-    for pipe in (read, back):
-        pipe.set_progress_bar_config(disable=True)
-    assert_same_frames((read, back), "a cat", **call)
+    assert_checkpoints_go_both_ways((ours, theirs), tmp_path, assert_same_frames, **call)
     # the other way of naming libraries: by the room of pipelines
     index = tmp_path / "ours" / "model_index.json"
     entries = json.loads(index.read_text())
@@ -267,6 +260,12 @@ def test_guiders_work_on_videos_and_frames_stay_their_own(twins, name):
     assert (made[1] - plain[0]).abs().max() > 1e-3
     alone = pipe("a cat", **call, seed=2, guiders=GUIDERS[name]()).frames
     torch.testing.assert_close(made[1], alone[0], atol=1e-4, rtol=0)
+
+
+def test_noise_frame_after_frame_is_for_videos(tiny_sd_folder):
+    pipe = langevin.DiffusionPipeline.from_pretrained(tiny_sd_folder)
+    with pytest.raises(ValueError, match="FrameNoise is for videos; what is made here is"):
+        pipe("a cat", num_inference_steps=1, guiders=[langevin.FrameNoise()])
 
 
 def test_a_prompt_may_change_on_the_way(twins):

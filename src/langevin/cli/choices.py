@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import os
 import re
 import sys
@@ -111,6 +112,12 @@ def load_pipeline(model: str, dtype: Any, device: str, kind: str | None = None, 
         pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=None, desc="Painting", leave=False)  # None: only on a terminal
     return pipe
+
+
+def refuse_videos(pipe: Any, command: str) -> None:
+    """Raises BadUsage if a pipeline makes videos, where pictures are wanted."""
+    if {"num_frames", "video"} & set(inspect.signature(pipe.__call__).parameters):
+        raise BadUsage(f"langevin {command} makes pictures; this model ({type(pipe).__name__}) is for: langevin video")
 
 
 def set_scheduler(

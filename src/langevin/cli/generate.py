@@ -12,7 +12,15 @@ from typing import Any
 
 import typer
 
-from langevin.cli.choices import load_pipeline, parse_dtype, parse_scheduler, parse_size, pick_device, set_scheduler
+from langevin.cli.choices import (
+    load_pipeline,
+    parse_dtype,
+    parse_scheduler,
+    parse_size,
+    pick_device,
+    refuse_videos,
+    set_scheduler,
+)
 from langevin.cli.errors import BadUsage, tell
 from langevin.cli.files import EXTENSIONS, check_out, form, targets
 
@@ -59,6 +67,8 @@ def generate(
         raise BadUsage(f"--seed {seed} is too large; seeds go up to 2**64 - 1")
 
     pipe, more = prepare(load_pipeline(model, number_format, place))
+    if extensions is EXTENSIONS:
+        refuse_videos(pipe, "generate")
     if chosen or spacing:
         name, overrides = chosen or (type(pipe.scheduler).__name__, {})
         set_scheduler(pipe, name, pipe.scheduler.config, overrides, spacing)
