@@ -66,6 +66,10 @@ def test_a_video_from_a_video(run, folder):
     run(*call, "--from", "begin.webp", "--strength", "0.5", "--out", "dog.webp")
     assert read_settings("dog.webp")["pipeline"] == "VideoToVideoSDPipeline"
     assert "identical" in run("again", "dog.webp", "--yes").stdout
+    Video(clip_pil(2, 17, 19)).save("odd.gif")
+    run(*call, "--from", "odd.gif", "--out", "odd.webp")
+    assert "(seed 3, 2 frames of 18x16)" in (said := run("again", "odd.webp", "--yes").stdout)
+    assert "identical" in said
     Video(clip_pil(3, seed=1)).save("begin.webp")
     assert "has changed since" in run("again", "dog.webp", "--yes", code=1).stderr
 

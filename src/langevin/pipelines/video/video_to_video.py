@@ -26,8 +26,8 @@ class VideoToVideoGiven(VideoGiven):
             height, width, channels)`` or a tensor ``(frames, channels, height, width)``; or one such thing per prompt
             in a list, or with one more axis in front. Or latents, ``(videos, channels, frames, h, w)``.
         strength: how far to go from it, 0 to 1: the share of the steps that are done.
-        height, width: pixels of the result, to which the frames are brought. If both are None the frames stay as they
-            are; what hangs over the last multiple of ``vae_scale_factor`` at the right and below is cut off.
+        height, width: pixels of the result, to which the frames are brought; their own if None. Of their own size, what hangs
+            over the last multiple of ``vae_scale_factor`` at the right and below is cut off.
         num_inference_steps: of a whole run; ``strength`` of them are done.
         guidance_scale: how strictly to follow the prompt; 1 is off. None: what the checkpoint names, else 15.
     """
@@ -80,7 +80,8 @@ class VideoToVideoSDPipeline(VideoPipeline):
 
     def _in_form(self, video: Any, height: int | None, width: int | None) -> Tensor:
         """One video's frames, ``(frames, 3, height, width)``."""
-        if height is not None or width is not None:
-            return self.pixels(video, height, width)
         pixels, factor = self.video_processor.preprocess(pictures(video, "video")), self.vae_scale_factor
-        return pixels[..., : pixels.shape[-2] // factor * factor, : pixels.shape[-1] // factor * factor]
+        cut = tuple(side // factor * factor for side in pixels.shape[-2:])
+        if (height or cut[0], width or cut[1]) != cut:
+            return self.pixels(video, height, width)
+        return pixels[..., : cut[0], : cut[1]]
