@@ -235,9 +235,9 @@ def test_windows_work_on_videos_and_what_looks_at_one_picture_says_so(twins):
     np.testing.assert_allclose(one, whole, atol=1e-5)  # one window
     with pytest.raises(ValueError, match="SelfAttentionGuidance works on pictures; what is made here is a video"):
         pipe("a cat", **call, guiders=[SelfAttentionGuidance()])
-    inpaint = langevin.Inpaint(torch.zeros(1, 3, 24, 32), torch.ones(1, 1, 24, 32))
-    with pytest.raises(ValueError, match="Inpaint works on pictures; what is made here is a video"):
-        pipe("a cat", **call, guiders=[inpaint])
+    depth = langevin.DepthChannel(torch.rand(1, 24, 32))
+    with pytest.raises(ValueError, match="DepthChannel works on pictures; what is made here is a video"):
+        pipe("a cat", **call, guiders=[depth])
 
 
 GUIDERS = {
@@ -260,6 +260,27 @@ def test_guiders_work_on_videos_and_frames_stay_their_own(twins, name):
     assert (made[1] - plain[0]).abs().max() > 1e-3
     alone = pipe("a cat", **call, seed=2, guiders=GUIDERS[name]()).frames
     torch.testing.assert_close(made[1], alone[0], atol=1e-4, rtol=0)
+
+
+def test_a_part_of_a_video_is_made_anew(twins):
+    pipe = twins(scheduler="ddim")[0]
+    given = 2 * clip().transpose(0, 1)[None] - 1
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 8:] = 1
+    call = dict(**SHORT, output_type="pt", seed=1)
+    plain = pipe("a cat", **call).frames[0]
+    kept = pipe("a cat", **call, guiders=[langevin.Inpaint(given, mask, keep_outside=True)]).frames[0]
+    torch.testing.assert_close(kept[..., :8], clip()[..., :8], atol=1e-5, rtol=0)
+    assert (kept[..., 8:] - plain[..., 8:]).abs().max() > 1e-3  # what is around it has been seen
+    assert (kept[..., 8:] - clip()[..., 8:]).abs().mean() > 0.05
+    latents = pipe("a cat", **{**call, "output_type": "latent"}, guiders=[langevin.Inpaint(given, mask)]).frames
+    start = langevin.ImageStart(given, 0.0)  # draws the same latents of the video
+    video = pipe("a cat", **{**call, "output_type": "latent"}, guiders=[start]).frames
+    torch.testing.assert_close(latents[..., :4], video[..., :4], atol=1e-5, rtol=0)
+    both = langevin.Inpaint(torch.cat([given, -given]), mask)
+    together = pipe(["a dog", "a cat"], **{**call, "seed": [3, 1]}, guiders=[both]).frames
+    alone = pipe("a cat", **call, guiders=[langevin.Inpaint(-given, mask)]).frames
+    torch.testing.assert_close(together[1], alone[0], atol=1e-4, rtol=0)
 
 
 def test_noise_frame_after_frame_is_for_videos(tiny_sd_folder):

@@ -26,8 +26,8 @@ class VideoToVideoGiven(VideoGiven):
             height, width, channels)`` or a tensor ``(frames, channels, height, width)``; or one such thing per prompt
             in a list, or with one more axis in front. Or latents, ``(videos, channels, frames, h, w)``.
         strength: how far to go from it, 0 to 1: the share of the steps that are done.
-        height, width: pixels of the result, to which the frames are brought; their own if None. Of their own size, what hangs
-            over the last multiple of ``vae_scale_factor`` at the right and below is cut off.
+        height, width: pixels of the result, to which the frames are brought; their own if None. Of their own size, what
+            hangs over the last multiple of ``vae_scale_factor`` at the right and below is cut off.
         num_inference_steps: of a whole run; ``strength`` of them are done.
         guidance_scale: how strictly to follow the prompt; 1 is off. None: what the checkpoint names, else 15.
     """
