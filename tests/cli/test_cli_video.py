@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -72,6 +73,18 @@ def test_a_video_from_a_video(run, folder):
     assert "identical" in said
     Video(clip_pil(3, seed=1)).save("begin.webp")
     assert "has changed since" in run("again", "dog.webp", "--yes", code=1).stderr
+
+
+def test_a_stranger_may_name_any_file_as_a_video(run, folder, tmp_path):
+    Video(clip_pil(2)).save("begin.gif")
+    run("video", folder, "a dog", *SHORT, "--from", "begin.gif", "--out", "dog.webp")
+    video = load_video("dog.webp")
+    for named in (os.devnull, str(folder / "model_index.json"), str(tmp_path), "none.gif", 5):
+        video.settings["video"] = {"video": named, "sha256": "0" * 64}
+        video.save("stranger.webp")
+        said = run("again", "stranger.webp", "--yes", code=1).stderr
+        assert len(said.strip().splitlines()) == 1
+        assert not list(tmp_path.glob("*again*"))
 
 
 def test_several_videos_have_seeds_and_names(run, folder):

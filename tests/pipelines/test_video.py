@@ -233,8 +233,6 @@ def test_windows_work_on_videos_and_what_looks_at_one_picture_says_so(twins):
     assert abs(parts - whole).max() > 1e-4
     one = pipe("a cat", **call, guiders=[Windows(16, 16)]).frames
     np.testing.assert_allclose(one, whole, atol=1e-5)  # one window
-    with pytest.raises(ValueError, match="SelfAttentionGuidance works on pictures; what is made here is a video"):
-        pipe("a cat", **call, guiders=[SelfAttentionGuidance()])
     depth = langevin.DepthChannel(torch.rand(1, 24, 32))
     with pytest.raises(ValueError, match="DepthChannel works on pictures; what is made here is a video"):
         pipe("a cat", **call, guiders=[depth])
@@ -246,6 +244,8 @@ GUIDERS = {
     "cfg++": lambda: [langevin.CFGPlusPlus(0.6)],
     "rescale": lambda: [langevin.GuidanceRescale(0.7)],
     "cycle": lambda: [langevin.CycleNoise(2 * clip().transpose(0, 1)[None] - 1, 0.8, "a dog")],
+    "self-attention": lambda: [SelfAttentionGuidance(0.75)],
+    "self-attention in windows": lambda: [SelfAttentionGuidance(0.75), Windows(6, 4)],
     "start": lambda: [langevin.ImageStart(2 * clip().transpose(0, 1)[None] - 1, 0.8)],
 }
 
