@@ -111,6 +111,13 @@ class UNet2DConditionOutput(BaseOutput):
 
 
 @dataclass
+class UNet3DConditionOutput(BaseOutput):
+    """``sample`` (batch, out_channels, frames, height, width): what the network predicts."""
+
+    sample: Tensor
+
+
+@dataclass
 class PriorTransformerOutput(BaseOutput):
     """``predicted_image_embedding`` (batch, clip_embed_dim): of the picture that is sought; without ``prd`` token
     (batch, 1, clip_embed_dim).
@@ -246,6 +253,19 @@ class IFCascadeOutput(IFPipelineOutput):
 @dataclass
 class AltDiffusionPipelineOutput(StableDiffusionPipelineOutput):
     """Pictures, and which of them the safety checker flagged (None without a checker)."""
+
+
+@dataclass
+class TextToVideoSDPipelineOutput(BaseOutput):
+    """Videos.
+
+    Attributes:
+        frames: a list of :class:`langevin.Video` ("pil"), an array ``(batch, frames, height, width, channels)`` ("np"),
+            a tensor ``(batch, frames, channels, height, width)`` ("pt"), both in [0, 1], or latents ``(batch, channels,
+            frames, h, w)`` ("latent").
+    """
+
+    frames: Any
 
 
 @dataclass

@@ -81,6 +81,12 @@ class Noise:
         one = (1, *shape[1:])
         return torch.cat([self.law(one, generator=g, dtype=dtype, device=g.device) for g in generator]).to(device)
 
+    def by_frame(self) -> Noise:
+        """The same numbers for videos ``(batch, channels, frames, …)``, frame after frame instead of channel by
+        channel: what a network that knows pictures only would draw for the frames.
+        """
+        return _FrameNoise(self.generator, self.law)
+
     def whole(self, below: int, row: int) -> int:
         """A random whole number from 0 to ``below - 1``, of picture ``row``'s own generator where it has one."""
         generator: Any = self.generator[row] if isinstance(self.generator, Sequence) else self.generator
@@ -90,6 +96,12 @@ class Noise:
     def __call__(self, like: Tensor) -> Tensor:
         """Fresh noise with the shape, dtype and device of ``like``."""
         return self.draw(like.shape, like.dtype, like.device)
+
+
+class _FrameNoise(Noise):
+    def draw(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        batch, channels, frames, *places = shape
+        return super().draw((batch, frames, channels, *places), dtype, device).transpose(1, 2)
 
 
 def noise_for(

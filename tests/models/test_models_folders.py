@@ -11,6 +11,7 @@ from models_oracle import assert_close, diffusers, randn, twins
 from langevin.models.autoencoder_kl import AutoencoderKL
 from langevin.models.unet_2d import UNet2DModel
 from langevin.models.unet_2d_condition import UNet2DConditionModel
+from langevin.models.unet_3d import UNet3DConditionModel
 from langevin.models.vq_model import VQModel
 
 NETWORKS = {
@@ -25,6 +26,17 @@ NETWORKS = {
             "transformer_layers_per_block": (1, 2),
         },
         lambda net: net(randn(1, 4, 8, 8), 5, randn(1, 7, 24)).sample,
+    ),
+    UNet3DConditionModel: (
+        {
+            "block_out_channels": (32, 64),
+            "layers_per_block": 1,
+            "cross_attention_dim": 24,
+            "attention_head_dim": 16,
+            "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+            "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+        },
+        lambda net: net(randn(1, 4, 3, 8, 8), 5, randn(1, 7, 24)).sample,
     ),
     UNet2DModel: (
         {

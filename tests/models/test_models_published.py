@@ -13,6 +13,7 @@ from models_oracle import diffusers
 from langevin.models.autoencoder_kl import AutoencoderKL
 from langevin.models.unet_2d import UNet2DModel
 from langevin.models.unet_2d_condition import UNet2DConditionModel
+from langevin.models.unet_3d import UNet3DConditionModel
 from langevin.models.vq_model import VQModel
 
 CROSS_DOWN = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
@@ -51,6 +52,22 @@ SD1 = {
     "norm_num_groups": 32,
 }
 SD2 = {**SD1, "attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True}
+VIDEO = {
+    "act_fn": "silu",
+    "attention_head_dim": 64,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "cross_attention_dim": 1024,
+    "down_block_types": ["CrossAttnDownBlock3D"] * 3 + ["DownBlock3D"],
+    "up_block_types": ["UpBlock3D"] + ["CrossAttnUpBlock3D"] * 3,
+    "downsample_padding": 1,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "sample_size": 32,
+}
 SD_VAE = {
     "block_out_channels": [128, 256, 512, 512],
     "down_block_types": ["DownEncoderBlock2D"] * 4,
@@ -235,6 +252,8 @@ PUBLISHED = {
         None,
         {},
     ),
+    "text-to-video-ms-1.7b": (UNet3DConditionModel, VIDEO, None, {"frames": 16, "side": 32}),
+    "zeroscope_v2_576w": (UNet3DConditionModel, {**VIDEO, "sample_size": [40, 72]}, None, {"frames": 24, "side": 40}),
     "ddpm-cat-256": (
         UNet2DModel,
         {
@@ -365,7 +384,8 @@ def test_keys_shapes_and_a_pass(name):
         return torch.empty(shape, device="meta")
 
     side = given.get("side", 64)
-    sample = empty(2, network.config.in_channels, side, side)
+    places = ([given["frames"]] if "frames" in given else []) + [side, side]
+    sample = empty(2, network.config.in_channels, *places)
     if ours in (AutoencoderKL, VQModel):
         shrunk = side // 2 ** (len(config["block_out_channels"]) - 1)
         said = network.encode(sample)
@@ -376,6 +396,8 @@ def test_keys_shapes_and_a_pass(name):
     arguments = {key: empty(*given[key]) for key in ("timestep_cond", "class_labels") if key in given}
     if config.get("num_class_embeds"):
         arguments["class_labels"] = arguments["class_labels"].long()
+    if ours is UNet3DConditionModel:
+        arguments["encoder_hidden_states"] = empty(2, 77, config["cross_attention_dim"])
     if ours is UNet2DConditionModel:
         text_width = given.get("text_width", config["cross_attention_dim"])
         arguments["encoder_hidden_states"] = empty(2, given.get("tokens", 77), text_width)
@@ -383,4 +405,4 @@ def test_keys_shapes_and_a_pass(name):
         arguments["added_cond_kwargs"] = vectors or None
         arguments["encoder_attention_mask"] = empty(2, given.get("tokens", 77))
     predicted = network(sample, 7, **arguments).sample
-    assert predicted.shape == (2, network.config.out_channels, side, side)
+    assert predicted.shape == (2, network.config.out_channels, *places)

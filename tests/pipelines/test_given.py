@@ -25,10 +25,17 @@ def signature(name):
     return inspect.signature(getattr(langevin, name).__call__)
 
 
+def reference(name):
+    """The reference's class of that name."""
+    diffusers = pytest.importorskip("diffusers")
+    if name == "ScoreSdeVpPipeline":
+        pytest.skip("the reference has it no more")
+    return getattr(diffusers, name)
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_arguments_stand_in_the_references_order(name):
-    diffusers = pytest.importorskip("diffusers")
-    theirs = [p.name for p in inspect.signature(getattr(diffusers, name).__call__).parameters.values()
+    theirs = [p.name for p in inspect.signature(reference(name).__call__).parameters.values()
               if p.kind is p.POSITIONAL_OR_KEYWORD][1:]  # fmt: skip
     ours = [p.name for p in signature(name).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert ours == theirs
@@ -36,8 +43,7 @@ def test_arguments_stand_in_the_references_order(name):
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_the_references_defaults_hold(name):
-    diffusers = pytest.importorskip("diffusers")
-    theirs = inspect.signature(getattr(diffusers, name).__call__).parameters
+    theirs = inspect.signature(reference(name).__call__).parameters
     differ = {}
     for own in list(signature(name).parameters.values())[1:]:
         if own.name in theirs and theirs[own.name].default is not inspect.Parameter.empty:

@@ -7,16 +7,8 @@ import pytest
 import torch
 
 import langevin
+from tests.pipelines.family_checks import UNCONDITIONAL
 
-UNET = dict(
-    sample_size=16,
-    block_out_channels=(8, 16),
-    layers_per_block=1,
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    norm_num_groups=4,
-    attention_head_dim=4,
-)
 CASES = {
     "default": {},
     "cosine": dict(beta_schedule="squaredcos_cap_v2"),
@@ -32,7 +24,9 @@ def folder(tmp_path_factory):
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("ddpm")
-    diffusers.DDPMPipeline(diffusers.UNet2DModel(**UNET).eval(), diffusers.DDPMScheduler()).save_pretrained(folder)
+    diffusers.DDPMPipeline(diffusers.UNet2DModel(**UNCONDITIONAL).eval(), diffusers.DDPMScheduler()).save_pretrained(
+        folder
+    )
     return folder
 
 

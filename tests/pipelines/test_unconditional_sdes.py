@@ -1,4 +1,4 @@
-"""PNDM, score SDE and Karras VE pipelines against the reference."""
+"""PNDM, score SDE and Karras VE pipelines against the reference; the variance-preserving one against the paper."""
 
 from __future__ import annotations
 
@@ -9,16 +9,9 @@ import pytest
 import torch
 
 import langevin
+from tests.pipelines.family_checks import UNCONDITIONAL
 
-UNET = dict(
-    sample_size=8,
-    block_out_channels=(8, 16),
-    layers_per_block=1,
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    norm_num_groups=4,
-    attention_head_dim=4,
-)
+UNET = {**UNCONDITIONAL, "sample_size": 8}
 # the published networks of SDEs: skips, and noise levels as Fourier features
 NCSN = {
     **UNET,
@@ -116,3 +109,74 @@ def test_the_score_of_a_gaussian_leads_to_it(tmp_path):
         made = ours(16, num_inference_steps=200, seed=1, output_type="pt", as_published=published).images
         assert abs(float(made.mean()) - 0.5) < 0.01
         assert abs(float(made.std()) - 0.1) < 0.02
+
+
+# ------------------------------------------------------------------------ the SDE for which the reference runs nothing
+
+
+@pytest.fixture(scope="module")
+def preserving(tmp_path_factory):
+    """A folder in the layout of the reference, with its network and scheduler, and its name for the room."""
+    import diffusers
+    from diffusers.schedulers.deprecated.scheduling_sde_vp import ScoreSdeVpScheduler
+
+    folder = tmp_path_factory.mktemp("score-sde-vp")
+    torch.manual_seed(0)
+    diffusers.UNet2DModel(**UNET).eval().save_pretrained(folder / "unet")
+    ScoreSdeVpScheduler(beta_max=15).save_pretrained(folder / "scheduler")
+    parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["deprecated", "ScoreSdeVpScheduler"]}
+    index = {"_class_name": "ScoreSdeVpPipeline", "_diffusers_version": "0.2.4", **parts}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def vp(folder):
+    pipe = langevin.DiffusionPipeline.from_pretrained(folder)
+    assert type(pipe) is langevin.ScoreSdeVpPipeline
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_a_variance_preserving_run_is_the_papers_with_the_references_parts(preserving, tmp_path):
+    """Equation 11 with the reference's network and its scheduler's steps; the last one's mean is the picture."""
+    import diffusers
+    from diffusers.schedulers.deprecated.scheduling_sde_vp import ScoreSdeVpScheduler
+
+    network = diffusers.UNet2DModel.from_pretrained(preserving, subfolder="unet")
+    scheduler = ScoreSdeVpScheduler.from_pretrained(preserving, subfolder="scheduler")
+    scheduler.set_timesteps(6)
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(2, 3, 8, 8, generator=generator)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            told = t * torch.ones(2)
+            x, mean = scheduler.step_pred(network(x, 999 * told).sample, x, told, generator=generator)
+    pipe = vp(preserving)
+    call = dict(num_inference_steps=6, output_type="pt")
+    made = pipe(2, generator=torch.Generator().manual_seed(4), **call).images
+    torch.testing.assert_close(made, (mean / 2 + 0.5).clamp(0, 1), atol=1e-4, rtol=0)
+    pipe.save_pretrained(tmp_path)
+    assert torch.equal(vp(tmp_path)(seed=2, **call).images, pipe(seed=2, **call).images)
+    together = pipe(3, seed=5, **call).images
+    torch.testing.assert_close(pipe(1, seed=6, **call).images[0], together[1], atol=1e-4, rtol=0)
+
+
+def test_the_score_of_a_gaussian_leads_to_it_where_variance_is_preserved(preserving):
+    """Each pixel of mean 0.3 and deviation 0.2 in [-1, 1]: at time t its score is (0.3·α - x)/(0.2²·α² + σ²)."""
+    pipe = vp(preserving)
+    told = []
+
+    def score(x, level, return_dict=False, **more):
+        told.append(level)
+        alpha, sigma = (float(one) for one in pipe.scheduler._levels(torch.tensor(level / 999, dtype=torch.float64)))
+        return (-sigma * (0.3 * alpha - x) / (0.04 * alpha**2 + sigma**2),)
+
+    pipe.unet.forward = score
+    made = 2 * pipe(32, num_inference_steps=300, seed=1, output_type="pt").images - 1
+    assert (told[0], len(told)) == (999, 300)
+    assert told[-1] == pytest.approx(0.999)
+    assert abs(float(made.mean()) - 0.3) < 0.01
+    assert abs(float(made.std()) - 0.2) < 0.01
+    each = made.std(dim=0)  # of pixels that know nothing of each other
+    assert float(each.min()) > 0.1
+    assert float(each.max()) < 0.35

@@ -22,7 +22,7 @@ from langevin.cli.choices import (
 )
 from langevin.cli.errors import BadUsage, Failure, say, tell
 from langevin.cli.files import check_out, targets
-from langevin.cli.medium import PICTURE, Medium, medium_of
+from langevin.cli.medium import PICTURE, VIDEO, Medium, makes_videos, medium_of
 from langevin.cli.trust import Trust
 
 # Call arguments that say in which form to return pictures, or that stand in the settings for other reasons.
@@ -83,7 +83,7 @@ def again(
     from langevin.media.schema import WrongSettings, check_settings
 
     settings = settings_of(picture)
-    medium = medium_of(picture)
+    medium = medium_of(picture, settings)
     check_out(out, picture.parent, medium.extensions, medium.noun)
     ours = "pipeline" in settings and "langevin" in settings
     if type(settings.get("seed")) is not int or settings["seed"] < 0:
@@ -106,11 +106,11 @@ def again(
         result = pipe(**_arguments(pipe, settings, trust))
     made = getattr(result, medium.output)[0]
     if out is None:
-        out = picture.with_name(f"{picture.stem}-again{medium.suffix}")
+        out = picture.with_name(f"{picture.stem}-again{picture.suffix if medium is VIDEO else medium.suffix}")
         force = False
     path = targets(out, settings.get("prompt"), [settings["seed"]], force, medium.suffix)[0]
     difference = medium.difference(picture, made)  # before saving, which may replace the picture
-    made.save(path)
+    made.save(path, **({"fps": settings["fps"]} if medium is VIDEO and settings.get("fps") else {}))
     say(f"{path}  (seed {settings['seed']}, {medium.described(made)})")
     _report(picture, medium, difference, exact=ours and model is None, settings=settings, device=str(pipe.device))
 
@@ -200,7 +200,8 @@ def _arguments(pipe: Any, settings: dict[str, Any], trust: Trust) -> dict[str, A
     for several in _GUIDERS:
         if guiders := settings.get(several):
             given[several] = [_guider(described, trust) for described in guiders]
-    return {**given, "seed": settings["seed"]}
+    form = {"output_type": "pil"} if makes_videos(settings) else {}  # a video's is an array by default
+    return {**given, "seed": settings["seed"], **form}
 
 
 def _guider(described: Any, trust: Trust) -> Any:
@@ -220,7 +221,7 @@ def _guider(described: Any, trust: Trust) -> Any:
 def revive(value: Any, trust: Trust) -> Any:
     """What :func:`langevin.media.recording.recorded` wrote, back to what it was: pictures and networks are loaded."""
     import langevin
-    from langevin.media.recording import reread
+    from langevin.media.recording import reread, reread_video
     from langevin.media.sound import sound_file
     from langevin.models.base import ModelMixin
 
@@ -229,13 +230,15 @@ def revive(value: Any, trust: Trust) -> Any:
     kind = set(value) if isinstance(value, dict) else set()
     if kind == {"items"}:
         return {key: revive(one, trust) for key, one in value["items"]}
-    if kind in ({"file", "sha256"}, {"png"}):
+    if kind in ({"file", "sha256"}, {"png"}, {"video", "sha256"}):
+        what, read = ("video", reread_video) if "video" in kind else ("picture", reread)
         try:
-            return reread(value)
+            return read(value)
         except FileNotFoundError:
-            raise Failure(f"the picture {value['file']}, from which it was made, is not there") from None
+            name = value.get("video") or value["file"]
+            raise Failure(f"the {what} {name}, from which it was made, is not there") from None
         except (OSError, ValueError) as error:
-            raise Failure(f"a picture from which it was made cannot be used: {error}") from None
+            raise Failure(f"a {what} from which it was made cannot be used: {error}") from None
     if kind == {"sound", "sha256"}:
         try:
             return sound_file(value)
@@ -250,9 +253,11 @@ def revive(value: Any, trust: Trust) -> Any:
     return value
 
 
-def _is_lossy(picture: Path) -> bool:
+def _is_lossy(picture: Path, medium: Medium) -> bool:
     from langevin.media.load import open_safely
 
+    if medium is not PICTURE:  # videos' WebP files are written without loss
+        return picture.suffix.lower() in (".mp4", ".gif")
     with open_safely(picture) as image:
         return image.format in _LOSSY
 
@@ -286,7 +291,7 @@ def _report(
         )
     if not exact:
         return
-    if medium is PICTURE and _is_lossy(picture):
+    if _is_lossy(picture, medium):
         say(f"({picture.suffix} keeps pixels only roughly; a PNG could be compared exactly)")
         return
     reasons = [

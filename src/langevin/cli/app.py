@@ -267,6 +267,31 @@ def sound(
 
 
 @app.command()
+@also_takes(generate, evaluate=True)
+def video(
+    model: Annotated[str, typer.Argument(help="name, folder, or hub id of a model that makes videos")],
+    prompt: Prompt,
+    frames: Annotated[int | None, typer.Option(min=1, help="how long it is [default: the model's]")] = None,
+    fps: Annotated[float | None, typer.Option(min=0.1, max=240, help="frames a second [default: 8]")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="a video to begin from: MP4, GIF, WebP or animated PNG")
+    ] = None,
+    strength: Strength = None,
+    **options: Any,
+) -> None:
+    """Make a video: from a prompt alone, or from a video and a prompt.
+
+    The end of --out says in which form: .mp4 (needs pip install 'langevin[video]'), .gif, .webp or .png; WebP and PNG
+    keep every pixel as it is.
+
+    Example: langevin video damo-vilab/text-to-video-ms-1.7b "a panda eats bamboo" --frames 16 --out panda.mp4
+    """
+    from langevin.cli.tasks import video as run
+
+    run(model=model, prompt=prompt, frames=frames, fps=fps, source=source, strength=strength, **options)
+
+
+@app.command()
 def prompt(
     prompt: Annotated[str, typer.Argument(help='the prompt; "-" reads it from standard input')],
     grammar: Annotated[
@@ -347,10 +372,12 @@ def models(json: Annotated[bool, typer.Option("--json", help="as JSON")] = False
 
 @app.command()
 def info(
-    picture: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, also by AUTOMATIC1111 and its relatives; or WAV")],
+    picture: Annotated[
+        Path, typer.Argument(help="PNG, JPEG, WebP, GIF, MP4, WAV; also by AUTOMATIC1111 and relatives")
+    ],
     json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
 ) -> None:
-    """Show the settings that made a picture."""
+    """Show the settings that made a picture or a video."""
     from langevin.cli.again import show
 
     show(picture, as_json=json)
@@ -358,14 +385,17 @@ def info(
 
 @app.command()
 def again(
-    picture: Annotated[Path, typer.Argument(help="a picture or a sound that carries its settings")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="default: NAME-again.png beside it")] = None,
+    picture: Annotated[Path, typer.Argument(help="a picture, sound or video that carries its settings")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="default: NAME-again beside it"),
+    ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="instead of the one it was made with")] = None,
     device: Device = None,
     force: Force = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="load whatever models the picture names")] = False,
 ) -> None:
-    """Make a picture again from the settings it carries, and say whether the pixels are the same.
+    """Make a picture or a video again from the settings it carries, and say whether the pixels are the same.
 
     The models that it names are loaded if they are in the box or in the hub's cache. For others (any folder, or from
     the hub) --yes is needed, since anybody may have made the picture; or --model, which names yours.

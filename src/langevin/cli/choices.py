@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import os
 import re
 import sys
@@ -115,7 +116,7 @@ def load_pipeline(model: str, dtype: Any, device: str, kind: str | None = None, 
 
 def scheduler_config(pipe: Any, option: str) -> Any:
     """The config of the pipeline's one scheduler. Raises BadUsage, naming the option, where each stage has its own."""
-    if "scheduler" not in pipe.components:
+    if getattr(pipe, "scheduler", None) is None:
         own = ", ".join(name for name in pipe.components if name.endswith("scheduler"))
         raise BadUsage(
             f"this model ({type(pipe).__name__}) has a scheduler for each stage ({own}); {option} is for one"
@@ -136,6 +137,12 @@ def load_cascade(names: Sequence[str], dtype: Any, device: str, **more: Any) -> 
         raise BadUsage(str(error)) from None
     cascade.set_progress_bar_config(disable=None, leave=False)
     return cascade
+
+
+def refuse_videos(pipe: Any, command: str) -> None:
+    """Raises BadUsage if a pipeline makes videos, where pictures are wanted."""
+    if {"num_frames", "video"} & set(inspect.signature(pipe.__call__).parameters):
+        raise BadUsage(f"langevin {command} makes pictures; this model ({type(pipe).__name__}) is for: langevin video")
 
 
 def set_scheduler(

@@ -16,6 +16,7 @@ from langevin.cli.choices import (
     parse_dtype,
     parse_scheduler,
     pick_device,
+    refuse_videos,
     scheduler_config,
     schedulers,
     set_scheduler,
@@ -120,6 +121,7 @@ def compare(
     numbers = parse_list(steps, "--steps", int)
     chosen = [parse_scheduler(name) for name in parse_list(names, "--schedulers", str)] if names else None
     pipe = load_pipeline(model, parse_dtype(dtype), pick_device(device))
+    refuse_videos(pipe, "compare-schedulers")
     pipe.set_progress_bar_config(disable=True)
     config = scheduler_config(pipe, "compare-schedulers")
     judge = judge_of(prompt) if model in zoo.names() and prompt else None

@@ -39,7 +39,8 @@ def check_out(
         _try_folder(out or beside or Path(), noun)
         return
     if out.suffix.lower() not in extensions:
-        known = ".png, .jpg or .webp" if extensions == EXTENSIONS else " or ".join(extensions)
+        usual = (".png", ".jpg", ".webp") if extensions == EXTENSIONS else extensions[:3]
+        known = " or ".join(", ".join(usual).rsplit(", ", 1))
         if not out.suffix:
             raise BadUsage(f"--out {out} is neither a folder nor a file name with {known}")
         raise BadUsage(f"--out {out}: {noun}s are not saved as {out.suffix!r}; use {known}")

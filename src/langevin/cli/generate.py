@@ -6,8 +6,9 @@ import functools
 import inspect
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import typer
@@ -19,6 +20,7 @@ from langevin.cli.choices import (
     parse_scheduler,
     parse_size,
     pick_device,
+    refuse_videos,
     scheduler_config,
     set_scheduler,
 )
@@ -48,12 +50,14 @@ def generate(
     every_size: bool = False,
     prepare: Callable[[Any], tuple[Any, dict[str, Any]]] = lambda pipe: (pipe, {}),
     medium: Medium = PICTURE,
+    saving: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Make ``count`` pictures, save them and print a line for each. What cannot work is refused before loading.
+    """Make ``count`` pictures or videos, save them and print a line for each. What cannot work is refused before
+    loading.
 
     ``cascade`` are models in the place of ``model``, whose last one makes the pictures from those of the others;
     ``every_size`` saves those too. ``prepare`` turns the loaded pipeline into the one that paints, and gives further
-    arguments of its call; ``medium`` is what it makes.
+    arguments of its call; ``medium`` is what it makes, ``saving`` are arguments of its ``save``.
     """
     check_out(out, extensions=medium.extensions, noun=medium.noun)
     if every_size and not cascade:
@@ -73,6 +77,8 @@ def generate(
 
     load = functools.partial(load_cascade, cascade) if cascade else functools.partial(load_pipeline, model)
     pipe, more = prepare(load(number_format, place))
+    if medium is PICTURE:
+        refuse_videos(pipe, "generate")
     if chosen or spacing:
         config = scheduler_config(pipe, "--scheduler" if scheduler else "--spacing")
         name, overrides = chosen or (type(pipe.scheduler).__name__, {})
@@ -90,7 +96,7 @@ def generate(
     }
     result = pipe(**fitting(pipe, arguments, count))
 
-    save(result, out, prompt, seed, force, every_size, medium)
+    save(result, out, prompt, seed, force, every_size, medium, saving)
 
 
 def save(
@@ -101,13 +107,14 @@ def save(
     force: bool,
     every_size: bool = False,
     medium: Medium = PICTURE,
+    saving: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Save what a call made, and where wanted the pictures of a cascade's first stages; print a line for each."""
     made = getattr(result, medium.output)
     seeds = [(getattr(one, "settings", None) or {}).get("seed", seed + k) for k, one in enumerate(made)]
     paths = targets(out, prompt, seeds, force, medium.suffix, medium.noun)
     for one, path, its in zip(made, paths, seeds, strict=True):
-        one.save(path)
+        one.save(path, **saving)
         typer.echo(f"{path}  (seed {its}, {medium.described(one)})")
         if out is not None and out.suffix and len(seeds) == 1 and path != out and not out.is_dir():
             tell(f"langevin: {out} was there already and is kept; --force overwrites it")
@@ -141,6 +148,8 @@ _OPTIONS = {
     "mask_image": "mask",
     "noise_level": "--noise",
     "audio_length_in_s": "--seconds",
+    "num_frames": "--frames",
+    "video": "--from",
 }
 
 

@@ -1,13 +1,14 @@
-"""What commands make: pictures or sounds; their files, and how two of them are compared."""
+"""What commands make: pictures, sounds or videos; their files, and how two of them are compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from langevin.cli.files import EXTENSIONS
+from langevin.media.mp4 import VIDEO_EXTENSIONS
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,15 @@ def _sounds_apart(sound: Path, made: Any) -> tuple[int, int, int] | None:
     return _apart(known.pcm(), made.pcm()) if known.sample_rate == made.sample_rate else None
 
 
+def _videos_apart(video: Path, made: Any) -> tuple[int, int, int] | None:
+    import numpy as np
+
+    from langevin.media.video import load_video
+
+    before, after = (np.concatenate([np.asarray(frame) for frame in frames]) for frames in (load_video(video), made))
+    return _apart(before, after)  # frames one below the other
+
+
 def _apart(before: Any, after: Any) -> tuple[int, int, int] | None:
     import numpy as np
 
@@ -83,8 +93,36 @@ SOUND = Medium(
 )
 
 
-def medium_of(file: Path) -> Medium:
-    """Of a file that is there: a sound if it begins as WAV files do, else a picture."""
+def _video_size(made: Any) -> str:
+    return f"{len(made)} frames of {made[0].width}x{made[0].height}"
+
+
+VIDEO = Medium(
+    noun="video",
+    output="frames",
+    suffix=VIDEO_EXTENSIONS[0],
+    extensions=VIDEO_EXTENSIONS,
+    parts="pixels",
+    most=255,
+    described=_video_size,
+    difference=_videos_apart,
+)
+
+
+def medium_of(file: Path, settings: Mapping[str, Any]) -> Medium:
+    """Of a file that is there: a sound if it begins as WAV files do, a video if its settings name what makes some."""
     from langevin.media.sound import is_wav
 
-    return SOUND if is_wav(file) else PICTURE
+    if is_wav(file):
+        return SOUND
+    return VIDEO if makes_videos(settings) else PICTURE
+
+
+def makes_videos(settings: Mapping[str, Any]) -> bool:
+    """Whether the pipeline that settings name makes videos."""
+    import langevin
+    from langevin.pipelines.video.base import VideoPipeline
+
+    name = settings.get("pipeline")
+    kind = getattr(langevin, name) if isinstance(name, str) and name in langevin.__all__ else None
+    return isinstance(kind, type) and issubclass(kind, VideoPipeline)

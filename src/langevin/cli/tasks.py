@@ -10,7 +10,7 @@ from typing import Any
 
 from langevin.cli.errors import BadUsage, Failure
 from langevin.cli.generate import generate
-from langevin.cli.medium import SOUND
+from langevin.cli.medium import SOUND, VIDEO
 
 
 def edit(picture: Path, *, strength: float | None, image_guidance: float | None, **options: Any) -> None:
@@ -143,6 +143,31 @@ def sound(model: str, *, seconds: float | None, **options: Any) -> None:
     generate(model=model, prepare=prepare, medium=SOUND, **unasked, **options)
 
 
+def video(
+    *, frames: int | None, fps: float | None, source: Path | None, strength: float | None, **options: Any
+) -> None:
+    """Make a video: from a text alone, or from a text and a video."""
+    from langevin.media.video import check_writing, load_video
+
+    clip = None if source is None else _from_file(source, load_video)
+    out = options["out"]
+    if out is None or out.is_dir() or out.suffix.lower() == ".mp4":
+        check_writing(".mp4")
+    if clip is None and strength is not None:
+        raise BadUsage("--strength says how far to go from a video; name one with --from")
+    if clip is not None and frames is not None:
+        raise BadUsage("--frames is for videos made from a text alone; one made --from another is as long as that")
+
+    def prepare(pipe: Any) -> tuple[Any, dict[str, Any]]:
+        kinds = "TextToVideoSDPipeline", "VideoToVideoSDPipeline"
+        _check_kind(pipe, "video", *kinds)
+        pipe = _as(pipe, kinds[clip is not None], kinds[clip is None])
+        return pipe, {"num_frames": frames, "video": clip, "strength": strength, "output_type": "pil"}
+
+    saving = {} if fps is None else {"fps": fps}
+    generate(prepare=prepare, medium=VIDEO, saving=saving, **options)
+
+
 def _check_kind(pipe: Any, command: str, *kinds: str) -> None:
     """Raises BadUsage unless the pipeline is one of these."""
     if type(pipe).__name__ not in kinds:
@@ -183,7 +208,7 @@ def _from_file(picture: Path, load: Callable[[Path], Any]) -> Any:
         raise Failure(f"there is no file {picture}") from None
     except UnidentifiedImageError:
         raise Failure(f"{picture} is not a picture") from None
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise Failure(str(error)) from None
 
 

@@ -17,7 +17,7 @@ class Codec(Protocol):
         channels: of x.
         axes: how many of x's last axes are places: 2 of a picture ``(batch, channels, height, width)``, 1 of a sound
             ``(batch, channels, samples)``, 3 of frames, 0 of a vector ``(batch, dim)``.
-        scale_factor: places of what is decoded per place of x, along each of these axes.
+        scale_factor: places of what is decoded per place of x, along each of these axes; of frames as many as x has.
     """
 
     @property

@@ -54,6 +54,8 @@ class AttendAndExcite(Guider):
         >>> pipe("a red circle and a blue star", guiders=[AttendAndExcite([3, 7], attn_res=(8, 8))])
     """
 
+    pictures_only = True
+
     token_indices: Sequence[int] | Sequence[Sequence[int]]
     max_iter_to_alter: int = 25
     thresholds: Mapping[int, float] = field(default_factory=lambda: {0: 0.05, 10: 0.5, 20: 0.8})

@@ -125,8 +125,9 @@ class Setup:
 
     @property
     def size(self) -> tuple[int, ...]:
-        """The size of what is decoded: pixels ``(height, width)``, samples, …."""
-        return tuple(side * self.codec.scale_factor for side in self.places)
+        """The size of what is decoded: pixels ``(height, width)``, ``(frames, height, width)``, samples, …."""
+        times, sides = self.places[:-2], self.places[-2:]
+        return (*times, *(side * self.codec.scale_factor for side in sides))
 
     def is_latents(self, images: Tensor) -> bool:
         """Whether these are latents in pictures' place, told by their number of channels; and where latents have three
@@ -185,7 +186,12 @@ class Guider:
 
     A guider keeps its settings. What changes during a call may be kept on ``self`` too: the loop works on the copy
     that :meth:`begin` returns, made for that call alone.
+
+    Attributes:
+        pictures_only: it looks at the places of one picture, so that calls which make videos refuse it.
     """
+
+    pictures_only = False
 
     def __post_init__(self) -> None:
         if dataclasses.is_dataclass(self):

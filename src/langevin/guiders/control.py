@@ -45,6 +45,8 @@ class Control(Guider):
         >>> pipe("a red circle", control=[Control(outlines, picture), Control(depths, depth, scale=0.5, stop=0.6)])
     """
 
+    pictures_only = True
+
     network: Any
     image: Any
     scale: float = 1.0

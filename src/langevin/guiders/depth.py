@@ -30,6 +30,8 @@ class DepthChannel(Guider):
         >>> pipe("a red room", guiders=[DepthChannel(depth), ImageStart(pixels, strength=0.8)])
     """
 
+    pictures_only = True
+
     depth: Tensor
 
     def __post_init__(self) -> None:

@@ -25,12 +25,12 @@ class Inpaint(Guider):
     Callbacks may see and replace the tensors "mask" and "masked_image_latents".
 
     Args:
-        image: ``(n, 3, height, width)`` in [-1, 1], of the size of the pictures that are made; or latents, which are
-            told by their number of channels. n is 1, or divides the batch. Or sounds ``(n, channels, samples)``, as
-            long as x is.
+        image: ``(n, 3, height, width)`` in [-1, 1], of the size of the pictures that are made, or of videos ``(n, 3,
+            frames, height, width)``; or latents, which are told by their number of channels. n is 1, or divides the
+            batch. Or sounds ``(n, channels, samples)``, as long as x is.
         mask: ``(m, 1, height, width)`` in [0, 1]: 1 is made anew, 0 is kept, values between mix (for a network made
-            for inpainting, the picture is hidden from 0.5 up). Its size may be another, such as that of the latents. Of
-            sounds ``(m, 1, samples)``.
+            for inpainting, the picture is hidden from 0.5 up). Its size may be another, such as that of the latents.
+            Of a video it holds for all frames; of sounds it is ``(m, 1, samples)``.
         strength: the share of the run that is kept, 0 to 1. 1 begins with noise alone, less with the noised picture;
             0 gives the picture as the autoencoder sees it. Latents that the caller gave are begun with as they are.
         masked_latents: latents of the masked picture, or other pixels to take them from; by default they are made of
@@ -54,7 +54,7 @@ class Inpaint(Guider):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mask.ndim != max(self.image.ndim, 3) or self.mask.shape[1] != 1:
+        if self.mask.ndim != (3 if self.image.ndim == 3 else 4) or self.mask.shape[1] != 1:
             places = "samples" if self.image.ndim == 3 else "height, width"
             raise ValueError(f"mask is {tuple(self.mask.shape)}; (masks, 1, {places}) is needed")
         low, high = (float(edge) for edge in self.mask.float().aminmax())
@@ -68,7 +68,7 @@ class Inpaint(Guider):
             raise ValueError("keep_outside needs the picture's pixels, but image is latents; give pixels")
         self._joined = getattr(setup.network, "config", {}).get("in_channels") == 2 * setup.codec.channels + 1
         self._begin(setup)
-        mask = setup.rows(_resized(self.mask, setup.places)).to(setup.device, setup.dtype)
+        mask = setup.rows(self._mask_over(setup.shape)).to(setup.device, setup.dtype)
         masked = self.masked(setup, self._joined)
         if self._joined:
             if masked is None:
@@ -91,7 +91,7 @@ class Inpaint(Guider):
         if masked is None:
             if not needed or setup.is_latents(self.image):
                 return None
-            masked = self.image * (_resized(self.mask, self.image.shape[2:]) < 0.5)
+            masked = self.image * (self._mask_over(self.image.shape) < 0.5)
         setup.check_size(masked)
         return self.encoded(setup, masked)
 
@@ -108,10 +108,16 @@ class Inpaint(Guider):
         if not self.keep_outside:
             return pixels
         image, mask = (
-            setup.rows(_fitting(one, pixels.shape[2:])).to(pixels.device, pixels.dtype)
-            for one in (self.image, self.mask)
+            setup.rows(one).to(pixels.device, pixels.dtype)
+            for one in (_fitting(self.image, pixels.shape[2:]), self._mask_over(pixels.shape))
         )
         return image.lerp(pixels, mask)
+
+    def _mask_over(self, shape: Sequence[int]) -> Tensor:
+        """The mask for what has this shape, ``(m, 1, height, width)``, or ``(m, 1, 1, height, width)`` for videos."""
+        if len(shape) == 5:
+            return _resized(self.mask, shape[-2:])[:, :, None]
+        return _fitting(self.mask, shape[2:])
 
     def _begin(self, setup: Setup) -> None:
         """Choose x. Draws as the reference does, in its order: the picture's latents, where it needs them; noise."""
@@ -135,4 +141,4 @@ def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
 
 def _fitting(images: Tensor, size: Sequence[int]) -> Tensor:
     """To the size of what was decoded: sounds are cut back to the length that was asked for."""
-    return images[..., : size[0]] if images.ndim == 3 else _resized(images, size)
+    return images[..., : size[0]] if images.ndim == 3 else _resized(images, size[-2:])

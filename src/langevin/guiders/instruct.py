@@ -102,6 +102,8 @@ class ImageChannels(Guider):
         ValueError: for another size, or a network without such channels.
     """
 
+    pictures_only = True
+
     image: Tensor
 
     def prepare(self, setup: Setup) -> None:

@@ -28,6 +28,8 @@ class EnlargedLatents(Guider):
         ValueError: when the call begins, x is not twice as high and wide as the picture's latents.
     """
 
+    pictures_only = True
+
     image: Tensor
 
     def prepare(self, setup: Setup) -> None:

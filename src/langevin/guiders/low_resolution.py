@@ -35,6 +35,8 @@ class LowResolution(Guider):
         >>> pipe("a cat", guiders=[LowResolution(pixels, 20, pipe.low_res_scheduler)])
     """
 
+    pictures_only = True
+
     image: Tensor
     noise_level: Annotated[int, Range(0)]
     scheduler: Any

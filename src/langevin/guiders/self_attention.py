@@ -50,6 +50,7 @@ class SelfAttentionGuidance(Guider):
     def prepare(self, setup: Setup) -> None:
         self._batch = setup.shape[0]
         self._places = setup.picture_places("self-attention guidance")
+        self._frames = setup.shape[2] if len(setup.shape) == 5 else None
         self._layer = lowest_self_attention(setup.network)
         if self.scale and min(self._places) <= _REACH:
             sides = " x ".join(map(str, self._places))
@@ -84,6 +85,9 @@ class SelfAttentionGuidance(Guider):
                 f"the watched attention sees {received.shape[1]} places, which is no {height} x {width} halved"
             )
         masks = F.interpolate((received > 1).float().unflatten(1, size)[:, None], (height, width))
+        frames = getattr(self, "_frames", None)
+        if frames is not None:  # a video's rows are its frames
+            masks = masks.unflatten(0, (-1, frames)).transpose(1, 2)
         for name, rows in zip(names, masks.chunk(len(names)), strict=True):
             seen = self._seen.setdefault(name, {})
             for box, part in zip(boxes, rows.chunk(len(boxes)), strict=True):
@@ -129,7 +133,11 @@ def lowest_self_attention(network: Any) -> Attention:
 
 
 def blur(x: Tensor) -> Tensor:
-    """A Gaussian of σ = 1 over 9 x 9 places, mirrored at the edges; ``(batch, channels, height, width)``."""
+    """A Gaussian of σ = 1 over 9 x 9 places, mirrored at the edges; ``(batch, channels, height, width)``, or videos'
+    frames, ``(batch, channels, frames, height, width)``, each by itself.
+    """
+    if x.ndim == 5:
+        return blur(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (-1, x.shape[2])).transpose(1, 2)
     places = torch.arange(-_REACH, _REACH + 1, device=x.device, dtype=x.dtype)
     bell = (-0.5 * places**2).softmax(0)
     channels = x.shape[1]

@@ -35,6 +35,8 @@ class Whitening(Guider):
         ValueError: below ``torch.inference_mode``.
     """
 
+    pictures_only = True
+
     auto_corr: Annotated[float, Range(0)] = 20.0
     kl: Annotated[float, Range(0)] = 20.0
     steps: Annotated[int, Range(0)] = 5

@@ -19,6 +19,7 @@ from PIL import Image
 from langevin.media.load import load_image, open_safely, opened, printable
 from langevin.media.settings import plain
 from langevin.media.sound import SoundFile
+from langevin.media.video import Video, load_video
 
 PLAIN = (str, int, float, bool, type(None))
 LOST = "not_recorded"
@@ -35,8 +36,8 @@ def recorded(value: Any) -> Any:
 
     Numbers (numpy's too, as plain ones), texts and lists of them stay what they are. A picture that was loaded from a
     file, and is still what the file shows, is written as ``{"file": …, "sha256": …}``, a small one (:data:`SMALL`) as
-    ``{"png": base64}``, a network as ``{"network": class, "from": name or folder}``, a dict as
-    ``{"items": [[key, value], …]}``.
+    ``{"png": base64}``, a video from a file as ``{"video": …, "sha256": …}``, a network as ``{"network": class, "from":
+    name or folder}``, a dict as ``{"items": [[key, value], …]}``.
     """
     try:
         return _recorded(value)
@@ -95,6 +96,8 @@ def _recorded(value: Any) -> Any:
     value = plain(value)
     if isinstance(value, PLAIN):
         return value
+    if isinstance(value, Video) and value.filename:
+        return _recorded_video(value)
     if isinstance(value, (list, tuple)):
         each = [_recorded(one) for one in value]
         return None if any(one is None for one in each) else each
@@ -125,6 +128,29 @@ def _recorded_picture(image: Image.Image) -> dict[str, str] | None:
     clean.info = {key: one for key, one in shown.info.items() if key == "transparency"}
     clean.save(png := io.BytesIO(), "PNG")
     return {"png": base64.b64encode(png.getvalue()).decode()} if len(png.getvalue()) <= SMALL else None
+
+
+def _recorded_video(video: Video) -> dict[str, str] | None:
+    record = {"video": os.path.abspath(video.filename), "sha256": _fingerprints(video)}
+    reread_video(record)  # it is still what the file shows
+    return record
+
+
+def reread_video(record: Mapping[str, str]) -> Video:
+    """The video of a record that :func:`recorded` made of one that was loaded from a file.
+
+    Raises:
+        FileNotFoundError: its file is not there.
+        OSError, ValueError: it is no video, or another than it was.
+    """
+    video = load_video(record["video"])
+    if _fingerprints(video) != record["sha256"]:
+        raise ValueError(f"the video {printable(record['video'])} has changed since")
+    return video
+
+
+def _fingerprints(video: Video) -> str:
+    return hashlib.sha256("".join(map(fingerprint, video)).encode()).hexdigest()
 
 
 def fingerprint(image: Image.Image) -> str:

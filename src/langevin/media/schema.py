@@ -12,6 +12,7 @@ from typing import Any
 
 MAX_STEPS = 10_000
 MAX_SIDE = 16_384
+MAX_FRAMES = 10_000
 MAX_PIXELS = 2**26
 _MAX_TEXT = 2**20
 _MAX_PICTURE = 2**24
@@ -89,7 +90,10 @@ TABLE: dict[str, tuple[Check, str]] = {
     "sld_warmup_steps": _whole(0, MAX_STEPS),
     "noise_level": _whole(0, _MAX_SCHEDULE),
     "num_images_per_prompt": _whole(1, MAX_STEPS),
-    "batch_size": _whole(1, MAX_STEPS),
+    **dict.fromkeys(("batch_size", "jump_length", "jump_n_sample"), _whole(1, MAX_STEPS)),
+    "num_frames": _whole(1, MAX_FRAMES),
+    "decode_chunk_size": _whole(1, MAX_FRAMES),
+    "fps": _number(0.1, 240),
     **dict.fromkeys(("strength", "inpaint_strength"), _number(0, 1)),
     "eta": _number(0),
     **dict.fromkeys(("audio_length_in_s", "mask_start_secs", "mask_end_secs"), _number(0, 3600)),
@@ -117,7 +121,10 @@ TABLE: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(("prompt", "negative_prompt", "editing_prompt", "source_prompt"), _TEXTS),
     "safety_concept": _TEXT,
     **dict.fromkeys(("keep_outside", "guess_mode", "pair_images", "source_as_noise", "prepared"), _YES_OR_NO),
-    **dict.fromkeys(("add_predicted_noise", "prior_skips", "scale_image", "exact_levels", "clean_caption"), _YES_OR_NO),
+    **dict.fromkeys(
+        ("add_predicted_noise", "prior_skips", "scale_image", "exact_levels", "clean_caption", "as_published"),
+        _YES_OR_NO,
+    ),
     **dict.fromkeys(("circular_padding", "scaled_input", "clip_skip_negative"), _YES_OR_NO),
     "cascade": _listed(_MAX_GUIDERS, (str,), "names"),
     "each": (lambda v: isinstance(v, list) and len(v) <= _MAX_GUIDERS and all(map(_is_dict, v)), "a list of dicts"),
@@ -200,7 +207,7 @@ def _odd_record(value: dict[Any, Any]) -> str | None:
         pairs = value["items"]
         fits = isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 and _is_key(p[0]) for p in pairs)
         return None if fits else "items that are not pairs of a name and a value"
-    if kind not in ({"file", "sha256"}, {"sound", "sha256"}, {"png"}, {"network", "from"}):
+    if kind not in ({"file", "sha256"}, {"sound", "sha256"}, {"video", "sha256"}, {"png"}, {"network", "from"}):
         return None
     if not all(isinstance(one, str) for one in value.values()):
         return f"{' and '.join(sorted(kind))} that are not texts"

@@ -363,15 +363,18 @@ def _texts_of(image: Any) -> tuple[str | None, str | None]:
     if isinstance(note, bytes) and note.startswith(MAKER):
         ours = note[len(MAKER) :].decode("ascii", "replace")
     text = decode_user_comment(comment) if comment else image.info.get("comment")
-    return ours, text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    if image.format == "GIF" and text and "langevin" in (json_to_settings(text) or {}):  # which has no other place
+        return text, None
+    return ours, text
 
 
 def read_settings(source: str | os.PathLike | IO[bytes] | Any) -> dict[str, Any] | None:
-    """The settings that made a picture or a sound, or None if it carries none.
+    """The settings that made a picture, a sound or a video, or None if it carries none.
 
-    ``source`` is a path (of a WAV file too), an open file or a PIL image. Our own JSON is preferred; otherwise the text
-    that AUTOMATIC1111 and its relatives write is read (see :func:`text_to_settings`). They are as the file has them:
-    :func:`langevin.media.schema.check_settings` says whether they can be followed.
+    ``source`` is a path, an open file or a PIL image (of WAV and MP4 a path). Our own JSON is preferred; otherwise the
+    text that AUTOMATIC1111 and its relatives write is read (see :func:`text_to_settings`). They are as the file has
+    them: :func:`langevin.media.schema.check_settings` says whether they can be followed.
 
     Raises FileNotFoundError if there is no such file, PIL.UnidentifiedImageError if it is not a picture of the formats
     that carry settings, and ValueError if it is no regular file, is damaged, or has so many pixels that it cannot be
@@ -380,11 +383,14 @@ def read_settings(source: str | os.PathLike | IO[bytes] | Any) -> dict[str, Any]
     from PIL import Image
 
     from langevin.media.load import open_safely
+    from langevin.media.mp4 import is_mp4, mp4_comment
     from langevin.media.sound import is_wav, wav_settings
 
     if isinstance(source, (str, os.PathLike)):
         if is_wav(source):
             return wav_settings(source)
+        if is_mp4(source):
+            return json_to_settings(mp4_comment(source) or "")
         with open_safely(source) as image:
             return read_settings(image)
     if not isinstance(source, Image.Image):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,18 +12,18 @@ from langevin.models.base import ModelMixin
 from langevin.models.layers.activation import activation
 from langevin.models.layers.attention import Attend
 from langevin.models.layers.blocks import UpStage, divisors, size_above
-from langevin.models.layers.freeu import freeu
+from langevin.models.layers.freeu import FreeUStages
 from langevin.models.layers.grounding import BoxProjection
 from langevin.models.layers.kinds import UP, check_stages, kind_of
 from langevin.models.layers.legacy import rename_old_attention
-from langevin.models.layers.way_down import WayDown, known_kwargs
+from langevin.models.layers.way_down import WayDown, known_kwargs, with_residuals
 from langevin.models.unet_2d import Size
 from langevin.outputs import UNet2DConditionOutput
 
 PerStage = int | tuple[int, ...]
 
 
-class UNet2DConditionModel(WayDown, ModelMixin):
+class UNet2DConditionModel(FreeUStages, WayDown, ModelMixin):
     """A UNet whose layers look at a text (Rombach et al., 2022, section 3.3). Options are those of the config files.
 
     Args:
@@ -111,7 +110,7 @@ class UNet2DConditionModel(WayDown, ModelMixin):
         super().__init__()
         self.sample_size = sample_size
         channels = tuple(block_out_channels)
-        stages, last = len(channels), len(channels) - 1
+        last = len(channels) - 1
         check_stages(down_block_types=down_block_types, up_block_types=up_block_types, block_out_channels=channels)
         gated = attention_type in ("gated", "gated-text-image")
         if not gated and attention_type != "default":
@@ -155,7 +154,7 @@ class UNet2DConditionModel(WayDown, ModelMixin):
             raise ValueError("stages with a picture pyramid (Skip in their name) are for UNet2DModel; choose others")
         self._divisor, self._multiple = divisors(self.down_blocks, self.up_blocks)
         self._looks_at_text = any(stage.has_cross_attention for stage in (*self.down_blocks, *self.up_blocks))
-        self._freeu: tuple[Any, ...] = (None,) * stages
+        self.disable_freeu()
 
         self.conv_norm_out: Any = None
         self.conv_act: Any = None
@@ -168,15 +167,6 @@ class UNet2DConditionModel(WayDown, ModelMixin):
     def convert_state_dict(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights under the names that old files use, under the present ones."""
         return rename_old_attention(state_dict)
-
-    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
-        """FreeU (Si et al., 2023) in the two lowest stages of the way up: skips scaled by ``s``, maps by ``b``."""
-        rest = (None,) * (len(self.up_blocks) - 2)
-        self._freeu = (partial(freeu, b=b1, s=s1), partial(freeu, b=b2, s=s2), *rest)[: len(self.up_blocks)]
-
-    def disable_freeu(self) -> None:
-        """Undo :meth:`enable_freeu`."""
-        self._freeu = (None,) * len(self.up_blocks)
 
     def forward(
         self,
@@ -238,11 +228,7 @@ class UNet2DConditionModel(WayDown, ModelMixin):
 
         x, skips = self._go_down(x, call, adapter or ())
         if control is not None:
-            if len(control) != len(skips):
-                raise ValueError(
-                    f"down_block_additional_residuals has {len(control)} maps; this network hands over {len(skips)}"
-                )
-            skips = [skip + more for skip, more in zip(skips, control, strict=True)]  # type: ignore[operator]
+            skips = with_residuals(skips, control)
             if mid_block_additional_residual is not None:
                 x = x + mid_block_additional_residual
 

@@ -139,6 +139,7 @@ class Call:
         """Let the stage's guiders prepare it, then run the loop with progress bar and callbacks; x at its end."""
         self.__dict__["setup"] = setup
         self.pipeline.call_begins(self)
+        check_guiders(setup)
         for guider in setup.guiders:
             guider.prepare(setup)
         if setup.x is None:
@@ -216,7 +217,8 @@ class Call:
         if form == "latent":
             return pixels
         height, width = pixels.shape[-2:]
-        record = {"height": height, "width": width, **self.record, **record}
+        length = {"num_frames": pixels.shape[2]} if pixels.ndim == 5 else {}
+        record = {"height": height, "width": width, **length, **self.record, **record}
         return deliver(pixels, form, self.settings(record) if form == "pil" else [])
 
     def deliver_sounds(self, samples: Tensor, sample_rate: int, **record: Any) -> list[Sound]:
@@ -336,6 +338,14 @@ class Health:
             "x is NaN or infinite from %s of %d on (%s, %s); %s.",
             place, len(setup.run), type(setup.network).__name__, setup.dtype, cure,
         )  # fmt: skip
+
+
+def check_guiders(setup: Setup) -> None:
+    """Raises ValueError if a guider of pictures is to work on a video."""
+    if setup.codec.axes > 2:
+        names = [type(guider).__name__ for guider in setup.guiders if getattr(guider, "pictures_only", False)]
+        if names:
+            raise ValueError(f"{names[0]} works on pictures; what is made here is a video, {tuple(setup.shape)}")
 
 
 def check_channels(setup: Setup) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from langevin import __version__
 from langevin.media.convert import denormalize, pt_to_numpy, to_pictures
 from langevin.media.recording import LOST, describe_guider, parts_state, recorded, recorded_row
+from langevin.media.video import to_videos
 
 
 def deliver(pixels: Tensor, output_type: str, settings: Sequence[dict[str, Any]]) -> Any:
-    """Pictures in the form asked for.
+    """Pictures in the form asked for, or videos.
 
     Args:
-        pixels: ``(batch, channels, height, width)`` in [-1, 1]; values outside are clamped.
+        pixels: ``(batch, channels, height, width)`` in [-1, 1]; values outside are clamped. Of videos ``(batch,
+            channels, frames, height, width)``; then "pil" is :class:`langevin.Video`, and the others are ``(batch,
+            frames, height, width, channels)`` and ``(batch, frames, channels, height, width)``.
         output_type: "pil" (:class:`langevin.Picture` with its settings), "np" ``(batch, height, width, channels)`` or
             "pt" ``(batch, channels, height, width)``, both in [0, 1].
         settings: one dict per picture.
@@ -26,8 +30,11 @@ def deliver(pixels: Tensor, output_type: str, settings: Sequence[dict[str, Any]]
     """
     check_output_type(output_type)
     if output_type == "pil":
-        return to_pictures(pixels, settings)
+        return to_pictures(pixels, settings) if pixels.ndim == 4 else to_videos(pixels, settings)
     images = denormalize(pixels)
+    if images.ndim == 5:
+        images = images.transpose(1, 2)
+        return np.stack([pt_to_numpy(one) for one in images]) if output_type == "np" else images
     return pt_to_numpy(images) if output_type == "np" else images
 
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,14 +70,19 @@ class UnconditionalPipeline(DiffusionPipeline):
         """From pictures to what the network denoises, and back."""
         return PixelCodec(self.unet.config.in_channels, self._low)
 
-    def generate(self, given: UnconditionalGiven, **options: Any) -> ImagePipelineOutput:
-        """Make pictures; ``options`` are of the scheduler's run, where it takes them."""
-        size = self.unet.config.sample_size
-        call = Call(self, given, given.batch_size)
+    def generate(
+        self, given: Any, batch: int | None = None, size: Sequence[int] | None = None, **options: Any
+    ) -> ImagePipelineOutput:
+        """Make pictures: ``batch`` of them, of height and width ``size``, where they are not as given and as the
+        network's own; ``options`` are of the scheduler's run, where it takes them.
+        """
+        own = self.unet.config.sample_size
+        batch, size = batch or given.batch_size, size or ((own, own) if isinstance(own, int) else own)
+        call = Call(self, given, batch)
         setup = call.stage(
             self.network(),
             self.scheduler,
-            (given.batch_size, self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size)),
+            (batch, self.unet.config.in_channels, *size),
             guiders=given.guiders,
             steps=given.num_inference_steps,
             options=options,
@@ -145,6 +150,13 @@ class ScoreSdeGiven(PNDMGiven):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoreSdeVpGiven(PNDMGiven):
+    """Arguments of :class:`ScoreSdeVpPipeline`."""
+
+    num_inference_steps: Count = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
 class KarrasVeGiven(ScoreSdeGiven):
     """Arguments of :class:`KarrasVePipeline`."""
 
@@ -187,6 +199,30 @@ class ScoreSdeVePipeline(UnconditionalPipeline):
     def __call__(self, given: ScoreSdeGiven) -> Any:
         """Make ``batch_size`` pictures."""
         return self.generate(given, as_published=given.as_published)
+
+
+class ScoreSdeVpPipeline(UnconditionalPipeline):
+    """Unconditional pictures by the reverse of a variance-preserving SDE: Song et al. 2021 (2011.13456), equation 11
+    in steps of Euler and Maruyama. The network gives ε = -σ(t)·score, and is told 999·t, as the paper's are: time t,
+    1 to 0, in the thousand levels that its discrete sisters count.
+
+    Example:
+        >>> from langevin import ScoreSdeVpPipeline, ScoreSdeVpScheduler, UNet2DModel
+        >>> unet = UNet2DModel.from_pretrained("langevin/shapes-unconditional", subfolder="unet")
+        >>> pipe = ScoreSdeVpPipeline(unet, ScoreSdeVpScheduler())
+        >>> images = pipe(num_inference_steps=1000, seed=7).images
+    """
+
+    def network(self) -> Callable[..., Any]:
+        def in_levels(x: Tensor, time: float, return_dict: bool = False, **told: Any) -> tuple[Tensor]:
+            return (self.unet(x, 999 * time, return_dict=False, **told)[0],)
+
+        return in_levels
+
+    @takes(ScoreSdeVpGiven)
+    def __call__(self, given: ScoreSdeVpGiven) -> Any:
+        """Make ``batch_size`` pictures."""
+        return self.generate(given)
 
 
 class KarrasVePipeline(UnconditionalPipeline):

@@ -42,16 +42,25 @@ class _Stage(nn.Module):
         if self.kind.attention is not None:
             self.attentions, self._run_attention = map_attention(self.kind.attention, channels, o, self_attention)
 
-    def _pairs(self) -> Iterable[tuple[nn.Module, nn.Module | None]]:
-        """Each residual block with the attention behind it, or None."""
-        return zip(self.resnets, self.attentions or repeat(None), strict=False)
+    def _residuals(self) -> Iterable[Any]:
+        """Each residual block, as :meth:`_run_residual` takes it."""
+        return self.resnets
 
-    def _layer(
-        self, resnet: nn.Module, attention: nn.Module | None, x: Tensor, skip: Tensor | None, call: Call
-    ) -> Tensor:
+    def _attentions(self) -> Iterable[Any]:
+        """The attention behind each residual block, as ``_run_attention`` takes it, or None."""
+        return self.attentions or repeat(None)
+
+    def _pairs(self) -> Iterable[tuple[Any, Any]]:
+        """Each residual block with the attention behind it, or None."""
+        return zip(self._residuals(), self._attentions(), strict=False)
+
+    def _run_residual(self, residual: Any, x: Tensor, call: Call) -> Tensor:
+        return residual(x, call.emb)
+
+    def _layer(self, residual: Any, attention: Any, x: Tensor, skip: Tensor | None, call: Call) -> Tensor:
         if skip is not None:
             x = torch.cat([x, skip], dim=1)
-        x = resnet(x, call.emb)
+        x = self._run_residual(residual, x, call)
         return x if attention is None else self._run_attention(attention, x, call)
 
     def _runner(self) -> Callable[..., Tensor]:
@@ -162,18 +171,16 @@ class MidStage(_Stage):
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
         run = self._runner()
-        first, *rest = self.resnets
+        first, *rest = self._residuals()
         x = run(first, None, x, None, call)
-        for attention, resnet in zip(self.attentions or repeat(None), rest, strict=False):
+        for attention, resnet in zip(self._attentions(), rest, strict=False):
             x = run(resnet, attention, x, None, call)
         return x
 
-    def _layer(
-        self, resnet: nn.Module, attention: nn.Module | None, x: Tensor, skip: Tensor | None, call: Call
-    ) -> Tensor:
+    def _layer(self, residual: Any, attention: Any, x: Tensor, skip: Tensor | None, call: Call) -> Tensor:
         if attention is not None:
             x = self._run_attention(attention, x, call)
-        return resnet(x, call.emb)
+        return self._run_residual(residual, x, call)
 
 
 class UpStage(_Stage):

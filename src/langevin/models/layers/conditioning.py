@@ -29,7 +29,7 @@ class Conditioning(nn.Module):
         """Build the modules; returns the width of the vector that :meth:`_vector` gives."""
         c: Mapping[str, Any] = self.config
         kind, first = c.get("time_embedding_type", "positional"), c["block_out_channels"][0]
-        cos_first, freq_shift = c["flip_sin_to_cos"], c["freq_shift"]
+        cos_first, freq_shift = c.get("flip_sin_to_cos", True), c.get("freq_shift", 0)
         if kind == "positional":
             dim, t_dim = c.get("time_embedding_dim") or first * 4, first
             self.time_proj: nn.Module = embeddings.Timesteps(t_dim, cos_first, freq_shift)

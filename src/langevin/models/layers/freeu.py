@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,3 +26,19 @@ def scale_low_frequencies(x: Tensor, scale: float) -> Tensor:
         for column in (-1, 0):
             spectrum[..., row, column] *= scale
     return torch.fft.ifft2(spectrum).real.to(x.dtype)
+
+
+class FreeUStages:
+    """Gives a network with stages ``up_blocks`` the switch for FreeU."""
+
+    up_blocks: Any
+    _freeu: tuple[Any, ...]
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """FreeU (Si et al., 2023) in the two lowest stages of the way up: skips scaled by ``s``, maps by ``b``."""
+        rest = (None,) * (len(self.up_blocks) - 2)
+        self._freeu = (partial(freeu, b=b1, s=s1), partial(freeu, b=b2, s=s2), *rest)[: len(self.up_blocks)]
+
+    def disable_freeu(self) -> None:
+        """Undo :meth:`enable_freeu`."""
+        self._freeu = (None,) * len(self.up_blocks)

@@ -23,7 +23,8 @@ class Call(NamedTuple):
 
     ``emb`` (batch, width) is the time embedding; ``context`` (batch, keys, width) the text; ``mask`` and
     ``context_mask`` are added to attention scores, (batch, 1, 1, keys); ``attention`` replaces the fused attention;
-    ``grounding`` (batch, objects, width) is GLIGEN's; ``mix`` says how a dual transformer reads the context.
+    ``grounding`` (batch, objects, width) is GLIGEN's; ``mix`` says how a dual transformer reads the context. Of videos
+    the batch is made of frames, ``frames`` of each video one after the other.
     """
 
     emb: Tensor | None = None
@@ -33,6 +34,7 @@ class Call(NamedTuple):
     attention: Attend | None = None
     grounding: Tensor | None = None
     mix: Mix = DEFAULT_MIX
+    frames: int = 1
 
 
 def _build_self(channels: int, o: Options) -> nn.Module:

@@ -162,6 +162,13 @@ class WayDown(Conditioning):
         return x, skips
 
 
+def with_residuals(skips: Sequence[Tensor | None], more: Sequence[Tensor]) -> list[Tensor | None]:
+    """Maps for the way up, with what another network adds to them (ControlNet: Zhang et al., 2023)."""
+    if len(more) != len(skips):
+        raise ValueError(f"down_block_additional_residuals has {len(more)} maps; this network hands over {len(skips)}")
+    return [skip + one for skip, one in zip(skips, more, strict=True)]  # type: ignore[operator]
+
+
 def known_kwargs(kwargs: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """``cross_attention_kwargs`` with nothing unknown in it, or one line about what is."""
     unknown = set(kwargs or ()) - {"gligen", "dual", "scale"}

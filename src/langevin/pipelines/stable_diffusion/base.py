@@ -231,7 +231,9 @@ class LatentPipeline(DiffusionPipeline):
         own = config.sample_size
         if isinstance(own, int) and _before_0_9(config.get("_diffusers_version")):
             own = max(own, self._least_side)
-        own_height, own_width = (own, own) if isinstance(own, int) else own
+        if own is None and (height is None or width is None):
+            raise ValueError("this network's config names no sample_size; give height and width")
+        own_height, own_width = (own, own) if isinstance(own, int) else own or (0, 0)
         size = height or own_height * factor, width or own_width * factor
         check_size(size, factor)
         return size
