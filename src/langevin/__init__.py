@@ -45,6 +45,10 @@ _PUBLIC = {
     "langevin.pipelines.stable_diffusion.diffedit": ["StableDiffusionDiffEditPipeline"],
     "langevin.pipelines.stable_diffusion.unclip": ["StableUnCLIPPipeline"],
     "langevin.pipelines.stable_diffusion.unclip_img2img": ["StableUnCLIPImg2ImgPipeline"],
+    "langevin.pipelines.versatile.all_flows": ["VersatileDiffusionPipeline"],
+    "langevin.pipelines.versatile.dual_guided": ["VersatileDiffusionDualGuidedPipeline"],
+    "langevin.pipelines.versatile.image_variation": ["VersatileDiffusionImageVariationPipeline"],
+    "langevin.pipelines.versatile.text_to_image": ["VersatileDiffusionTextToImagePipeline"],
     "langevin.outputs": [
         "AltDiffusionPipelineOutput",
         "DiffEditInversionPipelineOutput",

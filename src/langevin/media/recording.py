@@ -187,7 +187,7 @@ def parts_state(pipeline: Any) -> tuple[dict[str, Any], list[str]]:
     lost: list[str] = []
     try:
         parts = {name: _unwrapped(part) for name, part in pipeline.components.items() if part is not None}
-        if numbers := _freeu(parts.get("unet")):
+        if numbers := _freeu(parts.get("unet", parts.get("image_unet"))):
             state["freeu"] = numbers
         words = [word for part in parts.values() for word in _learned_words(part)]
         if words:

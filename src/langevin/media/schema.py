@@ -73,6 +73,10 @@ def _is_text(value: Any) -> bool:
 _TEXT = (_is_text, f"a text of at most {_MAX_TEXT} characters")
 _NAME = (lambda v: isinstance(v, str) and 0 < len(v) <= 4096 and "\0" not in v, "a name of at most 4096 characters")
 _TEXTS = (lambda v: _is_text(v) or (isinstance(v, list) and all(map(_is_text, v))), "a text, or a list of texts")
+_TEXTS_OR_PICTURE = (
+    lambda v: _TEXTS[0](v) or (isinstance(v, dict) and set(v) in ({"file", "sha256"}, {"png"})),
+    "a text, a list of texts, or a picture",
+)
 _YES_OR_NO = (lambda v: isinstance(v, bool), "true or false")
 
 TABLE: dict[str, tuple[Check, str]] = {
@@ -88,7 +92,7 @@ TABLE: dict[str, tuple[Check, str]] = {
     "noise_level": _whole(0, _MAX_SCHEDULE),
     "num_images_per_prompt": _whole(1, MAX_STEPS),
     "batch_size": _whole(1, MAX_STEPS),
-    **dict.fromkeys(("strength", "inpaint_strength"), _number(0, 1)),
+    **dict.fromkeys(("strength", "inpaint_strength", "text_to_image_strength"), _number(0, 1)),
     "eta": _number(0),
     **dict.fromkeys(("guidance_scale", "guidance_rescale", "image_guidance_scale", "source_guidance_scale"), _number()),
     "prior_guidance_scale": _number(),
@@ -107,10 +111,11 @@ TABLE: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(("timesteps", "sigmas"), _listed(MAX_STEPS, (int, float), "numbers")),
     **dict.fromkeys(("model", "pipeline", "scheduler", "dtype", "device", "langevin"), _NAME),
     **dict.fromkeys(("prompt_weighting", "long_prompts", "safety_action"), _NAME),
-    **dict.fromkeys(("prompt", "negative_prompt", "editing_prompt", "source_prompt"), _TEXTS),
+    **dict.fromkeys(("prompt", "editing_prompt", "source_prompt"), _TEXTS),
+    "negative_prompt": _TEXTS_OR_PICTURE,
     "safety_concept": _TEXT,
     **dict.fromkeys(("keep_outside", "guess_mode", "pair_images", "source_as_noise", "prepared"), _YES_OR_NO),
-    **dict.fromkeys(("add_predicted_noise", "prior_skips"), _YES_OR_NO),
+    **dict.fromkeys(("add_predicted_noise", "prior_skips", "grey_negative"), _YES_OR_NO),
     **dict.fromkeys(("circular_padding", "scaled_input", "clip_skip_negative"), _YES_OR_NO),
     "not_recorded": _listed(_MAX_ITEMS, (str,), "texts"),
     **dict.fromkeys(("guiders", "control"), _listed(_MAX_GUIDERS, (str, dict), "guiders")),

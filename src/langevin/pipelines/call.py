@@ -213,7 +213,7 @@ class Call:
         count = len(self.seeds)
         height, width = pixels.shape[-2:]
         arguments = self.given.record()
-        texts = {name: arguments.pop(name) for name in TEXTS if name in arguments}
+        texts = {name: arguments.pop(name) for name in TEXTS if _is_text(arguments.get(name))}
         spread = self.pipeline.spread_arguments(self.given)
         lists = any(isinstance(arguments[name], (list, tuple)) for name in spread)
         alike = count == 1 or not (lists or arguments.get("control") or arguments.get("guiders"))
@@ -276,6 +276,10 @@ class Call:
 def _brought(latents: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Given latents where they are needed; codes stay whole numbers."""
     return latents.to(device, dtype if latents.is_floating_point() else None)
+
+
+def _is_text(value: Any) -> bool:
+    return all(isinstance(one, str) for one in (value if isinstance(value, (list, tuple)) else [value]))
 
 
 def _of_row(texts: Any, k: int, count: int) -> Any:

@@ -256,6 +256,14 @@ class DualTransformer2D(nn.Module):
         super().__init__()
         self.transformers = nn.ModuleList([Transformer2D(channels, **options), Transformer2D(channels, **options)])
 
+    @classmethod
+    def of(cls, first: nn.Module, second: nn.Module) -> DualTransformer2D:
+        """Of two transformers that are there already."""
+        dual = cls.__new__(cls)
+        nn.Module.__init__(dual)
+        dual.transformers = nn.ModuleList([first, second])
+        return dual
+
     def forward(
         self,
         x: Tensor,

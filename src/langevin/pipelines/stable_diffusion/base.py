@@ -115,6 +115,7 @@ class LatentPipeline(DiffusionPipeline):
         usually has.
         """
         usual: dict[str, Any] = {
+            "network": more.get("network") or self.network,
             "scheduler": self.scheduler,
             "branches": told.branches,
             "latents": given.latents,
@@ -123,7 +124,6 @@ class LatentPipeline(DiffusionPipeline):
         }
         usual |= more
         return call.stage(
-            self.network,
             shape=self.codec.shape(told.batch, size),
             guiders=[*([] if told.guider is None else [told.guider]), *self.guidance(given, parts)],
             codec=self.codec,
@@ -200,7 +200,7 @@ class LatentPipeline(DiffusionPipeline):
         """Height and width in pixels, the model's own where None."""
         factor = self.vae_scale_factor
         config = self.unet.config
-        own = config.sample_size
+        own = config.sample_size or 64  # Versatile Diffusion's says nothing
         if isinstance(own, int) and _before_0_9(config.get("_diffusers_version")):
             own = max(own, 64)  # the first configs say 32 where 64 is meant
         own_height, own_width = (own, own) if isinstance(own, int) else own
