@@ -66,6 +66,7 @@ _PUBLIC = {
     "langevin.models.unet_2d_condition": ["UNet2DConditionModel"],
     "langevin.models.unet_flat": ["UNetFlatConditionModel"],
     "langevin.models.autoencoder_kl": ["AutoencoderKL"],
+    "langevin.models.vq_model": ["VQModel"],
     "langevin.models.controlnet": ["ControlNetModel"],
     "langevin.models.multi_controlnet": ["MultiControlNetModel"],
     "langevin.models.encoders.ldm_bert": ["LDMBertConfig", "LDMBertModel"],

@@ -114,9 +114,19 @@ class PriorTransformerOutput(BaseOutput):
 
 @dataclass
 class DecoderOutput(BaseOutput):
-    """``sample`` (batch, channels, height, width), pictures in about [-1, 1]."""
+    """``sample`` (batch, channels, height, width), pictures in about [-1, 1]; of an autoencoder with a codebook also
+    ``commit_loss``, what training adds for quantising.
+    """
 
     sample: Tensor
+    commit_loss: Tensor | None = None
+
+
+@dataclass
+class VQEncoderOutput(BaseOutput):
+    """``latents`` (batch, channels, height, width), not yet quantised."""
+
+    latents: Tensor
 
 
 @dataclass

@@ -11,6 +11,7 @@ from models_oracle import assert_close, diffusers, randn, twins
 from langevin.models.autoencoder_kl import AutoencoderKL
 from langevin.models.unet_2d import UNet2DModel
 from langevin.models.unet_2d_condition import UNet2DConditionModel
+from langevin.models.vq_model import VQModel
 
 NETWORKS = {
     UNet2DConditionModel: (
@@ -36,6 +37,10 @@ NETWORKS = {
     ),
     AutoencoderKL: (
         {"block_out_channels": (32,), "latents_mean": (0.0, 0.1, 0.2, 0.3)},
+        lambda net: net(randn(1, 3, 8, 8)).sample,
+    ),
+    VQModel: (
+        {"block_out_channels": (32,), "norm_type": "spatial", "vq_embed_dim": 3},
         lambda net: net(randn(1, 3, 8, 8)).sample,
     ),
 }

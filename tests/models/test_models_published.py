@@ -13,6 +13,7 @@ from models_oracle import diffusers
 from langevin.models.autoencoder_kl import AutoencoderKL
 from langevin.models.unet_2d import UNet2DModel
 from langevin.models.unet_2d_condition import UNet2DConditionModel
+from langevin.models.vq_model import VQModel
 
 CROSS_DOWN = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
 CROSS_UP = ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
@@ -56,6 +57,15 @@ SD_VAE = {
     "up_block_types": ["UpDecoderBlock2D"] * 4,
     "layers_per_block": 2,
     "sample_size": 512,
+}
+VQ4 = {
+    "block_out_channels": [128, 256, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "layers_per_block": 2,
+    "num_vq_embeddings": 8192,
+    "vq_embed_dim": 3,
+    "sample_size": 256,
 }
 
 # name: (class, config, millions of parameters where they are published, what forward is given: widths of the vectors)
@@ -306,6 +316,36 @@ PUBLISHED = {
         None,
         {},
     ),
+    "ldm-celebahq-256 and ldm-super-resolution-4x VQ": (VQModel, VQ4, None, {}),
+    "vq-diffusion-ithq VQ": (
+        VQModel,
+        {
+            **VQ4,
+            "block_out_channels": [128, 128, 256, 512],
+            "down_block_types": ["DownEncoderBlock2D"] * 3 + ["AttnDownEncoderBlock2D"],
+            "up_block_types": ["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 3,
+            "latent_channels": 256,
+            "num_vq_embeddings": 4096,
+            "vq_embed_dim": 256,
+        },
+        None,
+        {},
+    ),
+    "kandinsky-2-1 MoVQ": (
+        VQModel,
+        {
+            **VQ4,
+            "block_out_channels": [128, 256, 256, 512],
+            "down_block_types": ["DownEncoderBlock2D"] * 3 + ["AttnDownEncoderBlock2D"],
+            "up_block_types": ["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 3,
+            "latent_channels": 4,
+            "num_vq_embeddings": 16384,
+            "vq_embed_dim": 4,
+            "norm_type": "spatial",
+        },
+        None,
+        {},
+    ),
 }
 
 
@@ -326,10 +366,11 @@ def test_keys_shapes_and_a_pass(name):
 
     side = given.get("side", 64)
     sample = empty(2, network.config.in_channels, side, side)
-    if ours is AutoencoderKL:
+    if ours in (AutoencoderKL, VQModel):
         shrunk = side // 2 ** (len(config["block_out_channels"]) - 1)
-        z = network.encode(sample).latent_dist.mode()
-        assert z.shape == (2, 4, shrunk, shrunk)
+        said = network.encode(sample)
+        z = said.latents if ours is VQModel else said.latent_dist.mode()
+        assert z.shape == (2, config.get("vq_embed_dim", 4), shrunk, shrunk)
         assert network.decode(z).sample.shape == sample.shape
         return
     arguments = {key: empty(*given[key]) for key in ("timestep_cond", "class_labels") if key in given}
