@@ -64,6 +64,7 @@ _PUBLIC = {
     "langevin.models.prior_transformer": ["PriorTransformer"],
     "langevin.models.unet_2d": ["UNet2DModel"],
     "langevin.models.unet_2d_condition": ["UNet2DConditionModel"],
+    "langevin.models.transformer_2d": ["Transformer2DModel"],
     "langevin.models.unet_flat": ["UNetFlatConditionModel"],
     "langevin.models.autoencoder_kl": ["AutoencoderKL"],
     "langevin.models.vq_model": ["VQModel"],

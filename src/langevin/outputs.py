@@ -104,6 +104,15 @@ class UNet2DConditionOutput(BaseOutput):
 
 
 @dataclass
+class Transformer2DModelOutput(BaseOutput):
+    """``sample``: a map like the one given, ``(batch, channels, height, width)``, or log p of codes, ``(batch, codes,
+    places)``.
+    """
+
+    sample: Tensor
+
+
+@dataclass
 class PriorTransformerOutput(BaseOutput):
     """``predicted_image_embedding`` (batch, clip_embed_dim): of the picture that is sought; without ``prd`` token
     (batch, 1, clip_embed_dim).
