@@ -49,6 +49,7 @@ _PUBLIC = {
     "langevin.pipelines.versatile.dual_guided": ["VersatileDiffusionDualGuidedPipeline"],
     "langevin.pipelines.versatile.image_variation": ["VersatileDiffusionImageVariationPipeline"],
     "langevin.pipelines.versatile.text_to_image": ["VersatileDiffusionTextToImagePipeline"],
+    "langevin.pipelines.vq_diffusion": ["VQDiffusionPipeline"],
     "langevin.outputs": [
         "AltDiffusionPipelineOutput",
         "DiffEditInversionPipelineOutput",
@@ -70,6 +71,7 @@ _PUBLIC = {
     "langevin.models.vq_model": ["VQModel"],
     "langevin.models.controlnet": ["ControlNetModel"],
     "langevin.models.multi_controlnet": ["MultiControlNetModel"],
+    "langevin.models.encoders.learned_guidance": ["LearnedClassifierFreeSamplingEmbeddings"],
     "langevin.models.encoders.ldm_bert": ["LDMBertConfig", "LDMBertModel"],
     "langevin.models.encoders.paint_by_example": ["PaintByExampleImageEncoder", "PaintByExampleMapper"],
     "langevin.models.encoders.roberta_series": ["RobertaSeriesConfig", "RobertaSeriesModelWithTransformation"],
@@ -139,6 +141,7 @@ _PUBLIC = {
     "langevin.guiders.rescale": ["GuidanceRescale"],
     "langevin.guiders.safe": ["SafeGuidance"],
     "langevin.guiders.semantic": ["SemanticGuidance"],
+    "langevin.guiders.truncation": ["Truncation"],
     "langevin.guiders.windows": ["Windows"],
     "langevin.media.images": ["Picture", "VaeImageProcessor", "make_image_grid"],
 }

@@ -19,8 +19,8 @@ from langevin.outputs import Transformer2DModelOutput
 
 
 class Transformer2DModel(ModelMixin):
-    """A transformer over codes, whose answer is log p of each place's code (VQ-Diffusion: Gu et al. 2022, 2111.14822,
-    section 4), or over the places of a map, to which its answer is added (Rombach et al. 2022, 2112.10752).
+    """A transformer over codes, whose answer is log p of each place's code (VQ-Diffusion: Gu et al. 2022, 2111.14822),
+    or over the places of a map, to which its answer is added (Rombach et al. 2022, 2112.10752).
 
     Args:
         num_attention_heads, attention_head_dim: tokens are as wide as their product.

@@ -115,11 +115,13 @@ class CodeEmbedding(nn.Module):
         self.width_emb = nn.Embedding(width, dim)
 
     def forward(self, codes: Tensor) -> Tensor:
-        places = self.height_emb.num_embeddings * self.width_emb.num_embeddings
+        height, width = self.height_emb.num_embeddings, self.width_emb.num_embeddings
+        places = height * width
         if codes.ndim != 2 or codes.is_floating_point() or codes.shape[1] > places:
             given = f"{tuple(codes.shape)}, {codes.dtype}"
             raise ValueError(f"codes are {given}; (batch, {places}) whole numbers are needed")
-        grid = self.height_emb.weight[:, None] + self.width_emb.weight
+        rows, columns = (torch.arange(side, device=codes.device) for side in (height, width))
+        grid = self.height_emb(rows)[:, None] + self.width_emb(columns)
         return self.emb(codes) + grid.flatten(0, 1)[: codes.shape[1]]
 
 

@@ -23,7 +23,7 @@ class AdaGroupNorm(nn.Module):
 
 
 class AdaLayerNorm(nn.Module):
-    """Layer norm of tokens, scaled and shifted by a table of timesteps (Gu et al., 2022, section 4.1).
+    """Layer norm of tokens, scaled and shifted by a table of timesteps (VQ-Diffusion: Gu et al., 2022).
 
     ``x`` is (batch, tokens, dim), ``time`` (batch,), whole numbers below ``timesteps``; returns the shape of ``x``.
     """

@@ -93,7 +93,7 @@ class TransformerBlock(nn.Module):
         context_dim: width of the text; None: the second attention looks at the tokens themselves too.
         second: whether there is a second attention.
         only_context: the first attention looks at the text too, not at the tokens themselves.
-        timesteps: the attentions' norms are told the time, of so many (VQ-Diffusion: Gu et al., 2022, section 4.1).
+        timesteps: the attentions' norms are told the time, of so many (VQ-Diffusion: Gu et al., 2022).
         bias: queries, keys and values have one.
         act: of :class:`FeedForward`.
         eps, affine: of the layer norms.
