@@ -50,6 +50,7 @@ _PUBLIC = {
     "langevin.pipelines.versatile.image_variation": ["VersatileDiffusionImageVariationPipeline"],
     "langevin.pipelines.versatile.text_to_image": ["VersatileDiffusionTextToImagePipeline"],
     "langevin.pipelines.vq_diffusion": ["VQDiffusionPipeline"],
+    "langevin.pipelines.dit": ["DiTPipeline"],
     "langevin.outputs": [
         "AltDiffusionPipelineOutput",
         "DiffEditInversionPipelineOutput",
@@ -65,6 +66,7 @@ _PUBLIC = {
     "langevin.models.prior_transformer": ["PriorTransformer"],
     "langevin.models.unet_2d": ["UNet2DModel"],
     "langevin.models.unet_2d_condition": ["UNet2DConditionModel"],
+    "langevin.models.dit_transformer_2d": ["DiTTransformer2DModel"],
     "langevin.models.transformer_2d": ["Transformer2DModel"],
     "langevin.models.unet_flat": ["UNetFlatConditionModel"],
     "langevin.models.autoencoder_kl": ["AutoencoderKL"],

@@ -107,6 +107,7 @@ TABLE: dict[str, tuple[Check, str]] = {
     "cross_attention_guidance_amount": _number(),
     "unscaled": _YES_OR_NO,
     **dict.fromkeys(("source_prompts", "target_prompts"), _listed(_MAX_ITEMS, (str,), "texts")),
+    "class_labels": _edits((int,), "whole numbers"),
     "reverse_editing_direction": _edits((bool,), "true or false"),
     **dict.fromkeys(("timesteps", "sigmas"), _listed(MAX_STEPS, (int, float), "numbers")),
     **dict.fromkeys(("model", "pipeline", "scheduler", "dtype", "device", "langevin"), _NAME),

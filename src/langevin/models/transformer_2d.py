@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from langevin.checkpoints.config import register_to_config
 from langevin.models.base import ModelMixin
+from langevin.models.dit_transformer_2d import DiTTransformer2DModel
 from langevin.models.layers.attention import Attend
 from langevin.models.layers.conditioning import attention_bias, check_sample
 from langevin.models.layers.embeddings import CodeEmbedding, per_sample
@@ -115,6 +116,16 @@ class Transformer2DModel(ModelMixin):
         else:
             assert in_channels is not None
             self.proj_out = nn.Linear(inner, in_channels) if self.linear else nn.Conv2d(inner, in_channels, 1)
+
+    @classmethod
+    def from_config(cls, config: Any, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
+        """As everywhere; but a config of a transformer over patches, which once was of this class too, gives a
+        :class:`~langevin.DiTTransformer2DModel`.
+        """
+        config = config if isinstance(config, dict) else cls.load_config(config)
+        if config.get("norm_type") == "ada_norm_zero":
+            return DiTTransformer2DModel.from_config(config, return_unused_kwargs, **overrides)
+        return super().from_config(config, return_unused_kwargs, **overrides)
 
     def _check_kind(self) -> None:
         """Raises ValueError, one line, where settings make no network."""

@@ -24,8 +24,8 @@ from langevin.prompts.lengths import by_length, ragged
 from langevin.randomness import noise_for
 
 logger = logging.getLogger(__name__)
-TEXTS = ("prompt", "negative_prompt", "source_prompt")
-"""Arguments that are one text or one per prompt; each picture records its own."""
+TEXTS = ("prompt", "negative_prompt", "source_prompt", "class_labels")
+"""Arguments that are one text (or number of a class) or one per prompt; each picture records its own."""
 
 
 class Call:
@@ -279,7 +279,7 @@ def _brought(latents: Tensor, device: torch.device, dtype: torch.dtype) -> Tenso
 
 
 def _is_text(value: Any) -> bool:
-    return all(isinstance(one, str) for one in (value if isinstance(value, (list, tuple)) else [value]))
+    return all(isinstance(one, str | int) for one in (value if isinstance(value, (list, tuple)) else [value]))
 
 
 def _of_row(texts: Any, k: int, count: int) -> Any:
