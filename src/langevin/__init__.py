@@ -50,6 +50,7 @@ _PUBLIC = {
     "langevin.pipelines.versatile.image_variation": ["VersatileDiffusionImageVariationPipeline"],
     "langevin.pipelines.versatile.text_to_image": ["VersatileDiffusionTextToImagePipeline"],
     "langevin.pipelines.vq_diffusion": ["VQDiffusionPipeline"],
+    "langevin.pipelines.consistency": ["ConsistencyModelPipeline"],
     "langevin.pipelines.dit": ["DiTPipeline"],
     "langevin.outputs": [
         "AltDiffusionPipelineOutput",

@@ -17,6 +17,7 @@ from langevin.pipelines.call import Call, compose_guiders
 from langevin.pipelines.given import Given, takes
 
 Label = Annotated[int, Range(0)]
+"""The number of a class."""
 
 
 @dataclass(frozen=True, kw_only=True)
