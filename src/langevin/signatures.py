@@ -1,9 +1,10 @@
-"""Functions that take another one's arguments beside their own, without writing them out again."""
+"""Functions that take another one's arguments beside their own, and what docstrings say of arguments."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
@@ -41,3 +42,33 @@ def also_takes(
         return checked  # type: ignore[return-value]
 
     return decorate
+
+
+_ARGS = re.compile(r"^\s*Args:\n(.*?)(?=^\S|\Z)", re.M | re.S)
+_ENTRY = re.compile(r"^    (?=\w)(.*?)(?=^    \w|\Z)", re.M | re.S)
+
+
+def argument_entries(cls: type) -> dict[str, str]:
+    """What a class and its bases say of arguments in their docstrings' ``Args``, the class's own first.
+
+    Returns:
+        From the names of an entry, as in ``"height, width"``, to its text, lines and all.
+    """
+    entries: dict[str, str] = {}
+    for base in cls.__mro__:
+        found = _ARGS.search(inspect.cleandoc(vars(base).get("__doc__") or "") + "\n")
+        for entry in _ENTRY.findall(found[1]) if found else ():
+            names, _, text = entry.partition(":")
+            told = {name.strip() for name in names.split(",")}
+            if not any(told & {n.strip() for n in known.split(",")} for known in entries):
+                entries[names] = text.strip()
+    return entries
+
+
+def argument_docs(cls: type) -> dict[str, str]:
+    """The same, one line for each argument."""
+    return {
+        name.strip(): " ".join(text.split())
+        for names, text in argument_entries(cls).items()
+        for name in names.split(",")
+    }

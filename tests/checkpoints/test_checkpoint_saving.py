@@ -144,7 +144,7 @@ def test_a_failure_in_the_middle_leaves_the_old_folder_and_no_leftovers(folder, 
     place, name = {
         "write": (weights, "write"),
         "carry": (saving, "_carry_over"),
-        "fsync": (saving, "_fsync_tree"),
+        "fsync": (saving, "sync_tree"),
         "exchange": (saving, "_exchange"),
         "interrupt": (weights, "write"),
     }[broken]
@@ -302,7 +302,7 @@ def test_weight_files_are_known_by_name(name, kind):
 # -- what others do meanwhile
 
 
-@pytest.mark.parametrize("moment", ["_fsync_tree", "_exchange"])
+@pytest.mark.parametrize("moment", ["sync_tree", "_exchange"])
 @pytest.mark.parametrize("how", ["replaced", "written", "removed"])
 def test_what_somebody_does_to_a_file_while_a_save_runs_holds(folder, monkeypatch, moment, how):
     real = getattr(saving, moment)

@@ -16,6 +16,7 @@ from langevin import (
     Control,
     ControlNetModel,
     ImageStart,
+    Inpaint,
     InstructGuidance,
     SafeGuidance,
     SelfAttentionGuidance,
@@ -230,6 +231,55 @@ def test_edits_by_text_take_guiders_and_control(paint, controls, task):
     for name in parts:
         assert abs(make(**{name: parts[name]}) - both).max() > 1e-4, f"{name} is not all there is"
     np.testing.assert_array_equal(make(control=controls["one"][1]), alone)
+
+
+@pytest.mark.parametrize("task", [task for task in EDITS_BY_TEXT if task != "cycle"])
+@pytest.mark.parametrize("control", ["none", "one"])
+def test_edits_by_text_stay_inside_a_mask(paint, controls, task, control):
+    """What the reference refuses: every way of editing, in a part of a picture, under a control picture."""
+    cls, call = EDITS_BY_TEXT[task]
+    base = paint.pipes["StableDiffusionPipeline", "sd1", "ddim"]
+    pipe = getattr(langevin, cls).from_pipe(base)
+    pipe.set_progress_bar_config(disable=True)
+    if task == "edited":
+        pipe.with_augs = []
+        pipe.edit_model("cat", "dog cat")
+    whole = picture()
+    hole = Inpaint(2 * whole[None] - 1, MASK, keep_outside=True)
+
+    def make(pipe, call):
+        options = dict(num_inference_steps=STEPS, seed=5, output_type="np", control=controls[control][0])
+        return pipe("a cat", guiders=[hole], **options, **call).images
+
+    edited, plain = make(pipe, call), make(base, {})
+    assert abs(edited - plain).max() > 1e-4, "the edit has no effect"
+    outside = (MASK[0] == 0).expand(3, -1, -1)
+    shown = torch.from_numpy(edited[0]).movedim(-1, 0)
+    torch.testing.assert_close(shown[outside], whole[outside], atol=1e-6, rtol=0)
+
+
+def test_two_guiders_that_choose_the_beginning_are_refused(paint):
+    pipe = langevin.CycleDiffusionPipeline.from_pipe(paint.pipes["StableDiffusionPipeline", "sd1", "ddim"])
+    hole = Inpaint(2 * picture()[None] - 1, MASK)
+    with pytest.raises(ValueError, match=r"begin|start"):
+        pipe("a cat", "a dog", picture(), num_inference_steps=STEPS, eta=0.5, guiders=[hole])
+
+
+@pytest.mark.parametrize("task", ["image to image", "inpainting", "inpainting, 9 channels", "panorama"])
+def test_semantic_guidance_in_other_tasks(paint, controls, task):
+    cls, unet, call = TASKS[task]
+    pipe = paint.pipes[cls, unet, "euler a"]
+    options = dict(warmup_steps=0, threshold=0.5)
+
+    def make(*guiders, **more):
+        images = pipe("a cat", num_inference_steps=STEPS, seed=5, output_type="np", guiders=guiders, **call, **more)
+        return images.images
+
+    plain, semantic = make(), make(langevin.SemanticGuidance("dog", **options))
+    assert abs(plain - semantic).max() > 1e-4
+    np.testing.assert_array_equal(make(langevin.SemanticGuidance("dog", scale=0.0, **options)), plain)
+    under = make(langevin.SemanticGuidance("dog", **options), control=controls["one"][0])
+    assert abs(under - semantic).max() > 1e-4
 
 
 # -- what is idle is not computed

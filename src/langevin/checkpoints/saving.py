@@ -139,7 +139,7 @@ def new_version(path: str | os.PathLike) -> Iterator[Path]:
             yield staging
             _make_readable(staging)
             fresh = set(_files(staging))
-            _fsync_tree(staging)  # takes long; what follows is short, so that little can happen in between
+            sync_tree(staging)  # takes long; what follows is short, so that little can happen in between
             carried: set[Path] = set()
             if whole and target.exists():
                 carried = _carry_over(target, staging, fresh)
@@ -237,7 +237,7 @@ def _replace_each(staging: Path, target: Path, fresh: set[Path]) -> None:
         os.replace(staging / rel, target / rel)
     for rel in stale:
         (target / rel).unlink(missing_ok=True)
-    _fsync_tree(target)
+    sync_tree(target)
 
 
 def _carry_over(old: Path, new: Path, fresh: set[Path]) -> set[Path]:
@@ -357,7 +357,11 @@ def _fsync(path: Path) -> None:
             os.close(handle)
 
 
-def _fsync_tree(root: Path) -> None:
+def sync_tree(root: Path, deep: bool = True) -> None:
+    """Have a folder and all that is in it on the disk; not ``deep``: its list of names alone."""
+    if not deep:
+        _fsync(root)
+        return
     for folder, _, files in os.walk(root):
         for name in files:
             _fsync(Path(folder, name))

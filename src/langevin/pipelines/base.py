@@ -16,7 +16,7 @@ class DiffusionPipeline(Running, Loading):
 
     A pipeline is made of parts (networks, a scheduler, a tokenizer, …) and settings. Both are arguments of its
     constructor: parts are those without a default and those in ``_optional_components``, which may be None; the others
-    are settings. The constructor hands its parts to :meth:`register_modules`.
+    are settings. The constructor hands all of them, ``locals()``, to :meth:`take_parts`.
 
     Example:
         >>> from langevin import DiffusionPipeline

@@ -59,9 +59,7 @@ class DiTPipeline(DiffusionPipeline):
 
     def __init__(self, transformer: Any, vae: Any, scheduler: Any, id2label: Mapping[str, str] | None = None) -> None:
         """``id2label``: names of each class, by its number, with commas between them."""
-        super().__init__()
-        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
-        self.register_to_config(id2label=id2label)
+        self.take_parts(locals())
         names = [(name.strip(), int(number)) for number, all_ in (id2label or {}).items() for name in all_.split(",")]
         self.labels = dict(sorted(names))
 

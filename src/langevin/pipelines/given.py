@@ -23,7 +23,6 @@ import dataclasses
 import difflib
 import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar
@@ -33,6 +32,7 @@ from torch import Generator
 
 from langevin.checks import Count, bare, check_fields, hints, shown
 from langevin.guiders.base import Guider, is_guider
+from langevin.signatures import argument_entries
 
 P = ParamSpec("P")
 G = TypeVar("G", bound="Given")
@@ -181,21 +181,9 @@ def _misused(owner: str, signature: inspect.Signature, kwargs: Mapping[str, Any]
     return f"{owner} takes no argument {unknown[0]!r}; {hint}"
 
 
-_ARGS = re.compile(r"^\s*Args:\n(.*?)(?=^\S|\Z)", re.M | re.S)
-_ENTRY = re.compile(r"^    (?=\w)(.*?)(?=^    \w|\Z)", re.M | re.S)
-
-
 def documented(doc: str | None, given: type[Given]) -> str:
     """A method's docstring with what the dataclass and its bases say of their arguments, the pipeline's own first."""
     own = inspect.cleandoc(doc or "")
-    entries: dict[str, str] = {}
-    for cls in given.__mro__:
-        found = _ARGS.search(inspect.cleandoc(vars(cls).get("__doc__") or "") + "\n")
-        for entry in _ENTRY.findall(found[1]) if found else ():
-            names = entry.split(":")[0]
-            told = {name.strip() for name in names.split(",")}
-            if not any(told & {n.strip() for n in known.split(",")} for known in entries):
-                entries[names] = entry
-    arguments = "".join(f"    {entry.rstrip()}\n" for entry in entries.values())
+    arguments = "".join(f"    {names}: {told}\n" for names, told in argument_entries(given).items())
     head, _, tail = own.partition("\n\nRaises:")
     return f"{head}\n\nArgs:\n{arguments}" + (f"\nRaises:{tail}" if tail else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -15,11 +16,24 @@ class Parts(ConfigMixin):
     """An object made of parts (networks, a scheduler, a tokenizer, …) and settings.
 
     Both are arguments of its constructor: parts are those without a default and those in ``_optional_components``,
-    which may be None; the others are settings. The constructor hands its parts to :meth:`register_modules`.
+    which may be None; the others are settings. The constructor hands all of them, ``locals()``, to
+    :meth:`take_parts`.
     """
 
     config_name = model_index.INDEX
     _optional_components: list[str] = []
+
+    def take_parts(self, arguments: Mapping[str, Any]) -> None:
+        """Make a constructor's arguments this pipeline's parts and settings.
+
+        Args:
+            arguments: all by name: ``locals()`` at the constructor's begin.
+        """
+        given = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+        makers = [cls for cls in type(self).__mro__ if issubclass(cls, Parts) and "__init__" in vars(cls)]
+        settings = {name for cls in makers for name in cls._arguments()[1]}
+        self.register_modules(**{name: value for name, value in given.items() if name not in settings})
+        self.register_to_config(**{name: value for name, value in given.items() if name in settings})
 
     def register_modules(self, **parts: Any) -> None:
         """Make objects the pipeline's parts: attributes, listed in :attr:`components` and ``config``."""

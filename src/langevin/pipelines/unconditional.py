@@ -56,8 +56,7 @@ class UnconditionalPipeline(DiffusionPipeline):
     _callback_tensor_inputs = ["latents"]
 
     def __init__(self, unet: Any, scheduler: Any) -> None:
-        super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.take_parts(locals())
 
     _low = -1.0  # what black is to the network
 

@@ -102,15 +102,7 @@ class VQDiffusionPipeline(TextualInversionLoaderMixin, DiffusionPipeline):
         ``transformer``: a :class:`~langevin.Transformer2DModel`; ``scheduler``: a
         :class:`~langevin.VQDiffusionScheduler`.
         """
-        super().__init__()
-        self.register_modules(
-            vqvae=vqvae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            transformer=transformer,
-            scheduler=scheduler,
-            learned_classifier_free_sampling_embeddings=learned_classifier_free_sampling_embeddings,
-        )
+        self.take_parts(locals())
 
     @takes(VQDiffusionGiven)
     def __call__(self, given: VQDiffusionGiven) -> Any:

@@ -51,16 +51,16 @@ class LatentPipeline(DiffusionPipeline):
     safety_checker: Any = None
     feature_extractor: Any = None
 
-    def take_parts(self, **parts: Any) -> None:
-        """Make these the pipeline's parts. Those that a pipeline of the family may lack are None where it does.
+    def take_parts(self, arguments: Mapping[str, Any]) -> None:
+        """Make a constructor's arguments this pipeline's parts and settings.
 
         Raises:
             ValueError: a safety checker comes without a feature extractor.
         """
-        if parts.get("safety_checker") is not None and parts.get("feature_extractor") is None:
+        if arguments.get("safety_checker") is not None and arguments.get("feature_extractor") is None:
             raise ValueError("a safety_checker needs a feature_extractor; give one, or pass safety_checker=None")
-        scheduler = modernised(parts["scheduler"], self._scheduler_needs)
-        self.register_modules(**{**parts, "scheduler": scheduler})
+        scheduler = modernised(arguments["scheduler"], self._scheduler_needs)
+        super().take_parts({**arguments, "scheduler": scheduler})
         channels = 4 if self.vae is None else self.vae.config.latent_channels
         self.image_processor = VaeImageProcessor(
             vae_scale_factor=self.vae_scale_factor, vae_latent_channels=channels, resample=self._resample
@@ -254,18 +254,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, LatentPipeline):
         image_encoder: Any = None,
         requires_safety_checker: bool = True,
     ) -> None:
-        super().__init__()
-        self.take_parts(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-        )
-        self.register_to_config(requires_safety_checker=requires_safety_checker)
+        self.take_parts(locals())
 
     def read(self, given: TextGiven, steps: int) -> Reading:
         """The texts of a call, as branches of conditions."""

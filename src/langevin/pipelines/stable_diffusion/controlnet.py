@@ -115,11 +115,9 @@ class ControlNetBase(StableDiffusionBase):
         """``controlnet``: a :class:`~langevin.ControlNetModel`, or several: a list, or a
         :class:`~langevin.MultiControlNetModel`.
         """
-        shared = (vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder)
-        super().__init__(*shared, requires_safety_checker=requires_safety_checker)
         if isinstance(controlnet, (list, tuple)):
             controlnet = MultiControlNetModel(controlnet)
-        self.register_modules(controlnet=controlnet)
+        self.take_parts(locals())
 
     def spread_arguments(self, given: Any) -> dict[str, bool]:
         shown, spread = getattr(given, self._control_argument), super().spread_arguments(given)

@@ -15,7 +15,6 @@ from langevin.guiders.depth import DepthChannel
 from langevin.guiders.image_start import ImageStart
 from langevin.media.load import opened
 from langevin.outputs import ImagePipelineOutput
-from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import CALLBACKS, middle
@@ -77,16 +76,7 @@ class StableDiffusionDepth2ImgPipeline(StableDiffusionBase):
         """``depth_estimator`` is a ``DPTForDepthEstimation`` of transformers, ``feature_extractor`` its image
         processor. Both may be None where every call brings its ``depth_map``.
         """
-        DiffusionPipeline.__init__(self)
-        self.take_parts(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            depth_estimator=depth_estimator,
-            feature_extractor=feature_extractor,
-        )
+        self.take_parts(locals())
 
     def spread_arguments(self, given: Any) -> dict[str, bool]:
         return {"image": given.pair_images, "depth_map": given.pair_images}

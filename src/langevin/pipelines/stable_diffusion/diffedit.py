@@ -17,7 +17,6 @@ from langevin.guiders.inversion import Follow, InversionTrace
 from langevin.guiders.step import Step
 from langevin.guiders.whitening import Whitening
 from langevin.outputs import DiffEditInversionPipelineOutput
-from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import Given, takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
@@ -160,18 +159,7 @@ class StableDiffusionDiffEditPipeline(StableDiffusionBase):
         """``inverse_scheduler``: goes the other way; a :class:`langevin.DDIMInverseScheduler` with the scheduler's
         settings if None.
         """
-        DiffusionPipeline.__init__(self)
-        self.take_parts(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            inverse_scheduler=inverse_scheduler,
-        )
-        self.register_to_config(requires_safety_checker=requires_safety_checker)
+        self.take_parts(locals())
 
     @takes(DiffEditGiven)
     def __call__(self, given: DiffEditGiven) -> Any:

@@ -64,16 +64,7 @@ class StableDiffusionImageVariationPipeline(LatentPipeline):
         requires_safety_checker: bool = True,
     ) -> None:
         """``image_encoder`` is a ``CLIPVisionModelWithProjection`` of transformers."""
-        super().__init__()
-        self.take_parts(
-            vae=vae,
-            image_encoder=image_encoder,
-            unet=unet,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-        )
-        self.register_to_config(requires_safety_checker=requires_safety_checker)
+        self.take_parts(locals())
 
     def spread_arguments(self, given: Any) -> dict[str, bool]:
         return {"image": True}

@@ -15,7 +15,6 @@ from langevin.guiders.base import Setup
 from langevin.guiders.inpaint import Inpaint
 from langevin.guiders.step import Step
 from langevin.media.images import VaeImageProcessor
-from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import TextGiven
@@ -116,17 +115,7 @@ class StableDiffusionInpaintPipelineLegacy(InpaintBase, StableDiffusionBase):
         feature_extractor: Any = None,
         requires_safety_checker: bool = True,
     ) -> None:
-        DiffusionPipeline.__init__(self)
-        self.take_parts(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-        )
-        self.register_to_config(requires_safety_checker=requires_safety_checker)
+        self.take_parts(locals())
 
     @takes(InpaintLegacyGiven)
     def __call__(self, given: InpaintLegacyGiven) -> Any:

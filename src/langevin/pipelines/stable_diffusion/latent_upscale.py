@@ -14,7 +14,6 @@ from langevin.codecs.base import check_size
 from langevin.guiders.latent_upscale import EnlargedLatents
 from langevin.models.preconditioned import LatentUpscalerNetwork
 from langevin.outputs import ImagePipelineOutput
-from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import TextGiven
@@ -85,8 +84,7 @@ class StableDiffusionLatentUpscalePipeline(StableDiffusionBase):
     guides_itself = False  # its time_cond_proj_dim is for something else
 
     def __init__(self, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any) -> None:
-        DiffusionPipeline.__init__(self)
-        self.take_parts(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.take_parts(locals())
 
     @property
     def network(self) -> Any:

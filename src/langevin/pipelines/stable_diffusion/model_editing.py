@@ -63,12 +63,9 @@ class StableDiffusionModelEditingPipeline(StableDiffusionBase):
         with_augs: Sequence[str] = AUGMENTATIONS,
         image_encoder: Any = None,
     ) -> None:
-        super().__init__(
-            vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder,
-            requires_safety_checker,
-        )  # fmt: skip
-        self.with_to_k, self.with_augs = with_to_k, list(with_augs)
-        self.register_to_config(with_to_k=with_to_k, with_augs=self.with_augs)
+        with_augs = list(with_augs)
+        self.take_parts(locals())
+        self.with_to_k, self.with_augs = with_to_k, with_augs
         self._before: tuple[Any, Any] = (None, None)  # an edited network, and what it was before all edits
 
     def edit_model(

@@ -94,16 +94,7 @@ class PaintByExamplePipeline(InpaintBase):
         requires_safety_checker: bool = False,
     ) -> None:
         """``image_encoder``: a :class:`~langevin.PaintByExampleImageEncoder`."""
-        super().__init__()
-        self.take_parts(
-            vae=vae,
-            image_encoder=image_encoder,
-            unet=unet,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-        )
-        self.register_to_config(requires_safety_checker=requires_safety_checker)
+        self.take_parts(locals())
 
     def spread_arguments(self, given: Any) -> dict[str, bool]:
         return {**super().spread_arguments(given), "example_image": True}

@@ -126,15 +126,7 @@ class StableDiffusionPix2PixZeroPipeline(StableDiffusionBase):
         requires_safety_checker: bool = True,
         image_encoder: Any = None,
     ) -> None:
-        super().__init__(
-            vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder,
-            requires_safety_checker,
-        )  # fmt: skip
-        self.register_modules(
-            inverse_scheduler=inverse_scheduler,
-            caption_generator=caption_generator,
-            caption_processor=caption_processor,
-        )
+        self.take_parts(locals())
 
     @takes(Pix2PixZeroGiven)
     def __call__(self, given: Pix2PixZeroGiven) -> Any:

@@ -14,7 +14,6 @@ from langevin.guiders.base import Guider
 from langevin.guiders.classifier_free import ClassifierFreeGuidance
 from langevin.guiders.image_embedding import ImageEmbedding
 from langevin.outputs import ImagePipelineOutput
-from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
@@ -114,20 +113,7 @@ class StableUnCLIPPipeline(UnCLIPBase):
         vae: Any,
     ) -> None:
         """``prior``: a :class:`~langevin.PriorTransformer`."""
-        DiffusionPipeline.__init__(self)
-        self.take_parts(
-            prior_tokenizer=prior_tokenizer,
-            prior_text_encoder=prior_text_encoder,
-            prior=prior,
-            prior_scheduler=prior_scheduler,
-            image_normalizer=image_normalizer,
-            image_noising_scheduler=image_noising_scheduler,
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
-            unet=unet,
-            scheduler=scheduler,
-            vae=vae,
-        )
+        self.take_parts(locals())
 
     @takes(StableUnCLIPGiven)
     def __call__(self, given: StableUnCLIPGiven) -> Any:

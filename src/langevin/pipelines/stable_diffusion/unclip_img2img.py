@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.given import Side, middle
 from langevin.pipelines.stable_diffusion.unclip import NO_ADAPTERS, UnCLIPBase, UnCLIPGiven
@@ -72,18 +71,7 @@ class StableUnCLIPImg2ImgPipeline(UnCLIPBase):
         vae: Any,
     ) -> None:
         """``image_encoder``: a ``CLIPVisionModelWithProjection`` of transformers."""
-        DiffusionPipeline.__init__(self)
-        self.take_parts(
-            feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-            image_normalizer=image_normalizer,
-            image_noising_scheduler=image_noising_scheduler,
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
-            unet=unet,
-            scheduler=scheduler,
-            vae=vae,
-        )
+        self.take_parts(locals())
 
     def spread_arguments(self, given: Any) -> dict[str, bool]:
         return {"image": True}

@@ -12,7 +12,6 @@ from langevin.checks import Count, Range
 from langevin.codecs.base import Codec, check_size
 from langevin.codecs.vae import VaeCodec
 from langevin.guiders.low_resolution import LowResolution
-from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
@@ -96,19 +95,7 @@ class StableDiffusionUpscalePipeline(StableDiffusionBase):
         max_noise_level: int = 350,
     ) -> None:
         """``low_res_scheduler`` noises the small picture. ``watermarker.apply_watermark(images)`` marks PIL images."""
-        DiffusionPipeline.__init__(self)
-        self.take_parts(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            low_res_scheduler=low_res_scheduler,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            watermarker=watermarker,
-            feature_extractor=feature_extractor,
-        )
-        self.register_to_config(max_noise_level=max_noise_level)
+        self.take_parts(locals())
 
     @property
     def codec(self) -> Codec:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from langevin.outputs import ImagePipelineOutput
-from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.stable_diffusion.base import LatentPipeline, StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import middle
 from langevin.prompts.readers.base import Reading
@@ -75,17 +74,7 @@ class AllParts(VersatileBase, StableDiffusionBase):
         """``text_encoder`` and ``image_encoder`` are a ``CLIPTextModelWithProjection`` and a
         ``CLIPVisionModelWithProjection`` of transformers.
         """
-        DiffusionPipeline.__init__(self)
-        self.take_parts(
-            tokenizer=tokenizer,
-            image_feature_extractor=image_feature_extractor,
-            text_encoder=text_encoder,
-            image_encoder=image_encoder,
-            image_unet=image_unet,
-            text_unet=text_unet,
-            vae=vae,
-            scheduler=scheduler,
-        )
+        self.take_parts(locals())
 
 
 def empty_picture(feature_extractor: Any, grey: bool) -> Any:

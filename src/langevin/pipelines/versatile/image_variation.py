@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from langevin.models.versatile import image_flow
-from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.image_variation import VariationGiven
 from langevin.pipelines.versatile.base import AFTER, VersatileBase
@@ -53,14 +52,7 @@ class VersatileDiffusionImageVariationPipeline(VersatileBase):
         self, image_feature_extractor: Any, image_encoder: Any, image_unet: Any, vae: Any, scheduler: Any
     ) -> None:
         """``image_encoder`` is a ``CLIPVisionModelWithProjection`` of transformers."""
-        DiffusionPipeline.__init__(self)
-        self.take_parts(
-            image_feature_extractor=image_feature_extractor,
-            image_encoder=image_encoder,
-            image_unet=image_unet,
-            vae=vae,
-            scheduler=scheduler,
-        )
+        self.take_parts(locals())
 
     @property
     def network(self) -> Any:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from langevin.models.versatile import text_flow
-from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.text_to_image import TextToImageGiven
@@ -41,15 +40,7 @@ class VersatileDiffusionTextToImagePipeline(VersatileBase, StableDiffusionBase):
         """``text_encoder`` is a ``CLIPTextModelWithProjection``. Without ``text_unet``, the image UNet's own attention
         is taken to look at texts.
         """
-        DiffusionPipeline.__init__(self)
-        self.take_parts(
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
-            image_unet=image_unet,
-            text_unet=text_unet,
-            vae=vae,
-            scheduler=scheduler,
-        )
+        self.take_parts(locals())
 
     @property
     def network(self) -> Any:
