@@ -32,5 +32,5 @@ class Truncation(Guider):
             ordered, order = log_p.sort(dim=1, descending=True)
             kept = (ordered.exp().cumsum(dim=1) < self.rate).roll(1, dims=1)
             kept[:, 0] = True
-            log_p = log_p.masked_fill(~kept.gather(1, order.argsort(dim=1)), _LEAST)
+            log_p = log_p.masked_fill(~kept.scatter(1, order, kept), _LEAST)
         return log_p.clamp(min=_LEAST)

@@ -186,16 +186,16 @@ class Transformer2DModel(ModelMixin):
         else:
             check_sample(hidden_states, self.config["in_channels"])
             h = to_tokens(self, hidden_states)
+        told = (
+            self._text(encoder_hidden_states, h),
+            attention_bias(attention_mask, h, "attention_mask"),
+            attention_bias(encoder_attention_mask, h, "encoder_attention_mask"),
+            attention,
+            (known_kwargs(cross_attention_kwargs).get("gligen") or {}).get("objs"),
+            self._time(timestep, h),
+        )
         for block in self.transformer_blocks:
-            h = block(
-                h,
-                self._text(encoder_hidden_states, h),
-                attention_bias(attention_mask, h, "attention_mask"),
-                attention_bias(encoder_attention_mask, h, "encoder_attention_mask"),
-                attention,
-                (known_kwargs(cross_attention_kwargs).get("gligen") or {}).get("objs"),
-                self._time(timestep, h),
-            )
+            h = block(h, *told)
         if codes:
             said = self.out(self.norm_out(h)).transpose(1, 2)
             sample = F.log_softmax(said.double(), dim=1).float()

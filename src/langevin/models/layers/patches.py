@@ -26,7 +26,8 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.proj(x)
-        return x.flatten(2).transpose(1, 2) + self._places(x.shape[2], x.shape[3], x.device).to(x.dtype)
+        tokens = x.flatten(2).transpose(1, 2).contiguous()  # once, and not in each block
+        return tokens + self._places(x.shape[2], x.shape[3], x.device).to(x.dtype)
 
     def _places(self, height: int, width: int, device: torch.device) -> Tensor:
         """Sines and cosines of column and row, (height · width, dim), row by row."""
