@@ -376,6 +376,28 @@ def test_what_the_one_pipeline_made_can_be_made_again(wholes, tmp_path):
     assert "identical: all" in result.output
 
 
+def test_the_command_line_knows_the_one_pipeline(wholes, tmp_path):
+    from PIL import Image
+    from typer.testing import CliRunner
+
+    from langevin.cli.app import app
+
+    ours, _, folder = wholes["heads"]
+    pil().save(tmp_path / "given.png")
+    for words, method, arguments in (
+        (["generate", "a cat"], ours.text_to_image, ["a cat"]),
+        (["vary", str(tmp_path / "given.png")], ours.image_variation, [Image.open(tmp_path / "given.png")]),
+    ):
+        out = tmp_path / f"{words[0]}.png"
+        options = ["--model", str(folder), "--steps", "3", "--seed", "3", "--out", str(out)]
+        result = CliRunner().invoke(app, [*words, *options])
+        assert result.exit_code == 0, result.output
+        made = method(*arguments, seed=3, **STEPS).images[0]
+        np.testing.assert_array_equal(np.asarray(Image.open(out)), np.asarray(made))
+    np.testing.assert_array_equal(np.asarray(ours("a cat", seed=3, **STEPS).images[0]),
+                                  np.asarray(ours.text_to_image("a cat", seed=3, **STEPS).images[0]))  # fmt: skip
+
+
 @pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
 def test_parts_may_be_offloaded(wholes, way):
     pytest.importorskip("accelerate")

@@ -53,6 +53,9 @@ class VersatileDiffusionPipeline(AllParts):
         """
         return self.flow(VersatileDiffusionTextToImagePipeline).generate(given)
 
+    #: ``pipe("a cat")`` is text to image; the reference's has only the methods
+    __call__ = text_to_image
+
     @takes(VersatileDualGiven)
     def dual_guided(self, given: VersatileDualGiven) -> Any:
         """Make pictures from a text and a picture at once: :class:`VersatileDiffusionDualGuidedPipeline`.
