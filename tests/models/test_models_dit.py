@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from models_oracle import assert_close, randn, twins
+from safetensors.torch import save_file
 
 import langevin
 from langevin.models.dit_transformer_2d import DiTTransformer2DModel
@@ -85,6 +86,9 @@ def test_the_published_transformer_has_the_references_weights_under_its_old_name
     read = langevin.Transformer2DModel.from_pretrained(tmp_path)
     assert type(read) is DiTTransformer2DModel
     assert all(torch.equal(value, read.state_dict()[name]) for name, value in net.state_dict().items())
+    save_file({name: value for name, value in net.state_dict().items() if "proj_out" not in name},
+              tmp_path / "diffusion_pytorch_model.safetensors")  # fmt: skip
+    assert langevin.Transformer2DModel.from_pretrained(tmp_path).proj_out_2.weight.isfinite().all()
 
 
 @pytest.mark.parametrize(

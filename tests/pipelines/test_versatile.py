@@ -282,6 +282,17 @@ def test_folders_go_both_ways(wholes, tmp_path):
     assert_same((read, there), pil(), **STEPS)
 
 
+@pytest.mark.parametrize("flow", [TEXT, DUAL])
+def test_a_flow_that_is_saved_whole_loads_there(both, flow, tmp_path):
+    import diffusers
+
+    ours, _ = both(flow)
+    ours.save_pretrained(tmp_path)
+    there = getattr(diffusers, flow).from_pretrained(tmp_path)
+    there.set_progress_bar_config(disable=True)
+    assert_same((DiffusionPipeline.from_pretrained(tmp_path), there), *FLOWS[flow][1], **STEPS)
+
+
 def test_the_published_index_and_configs_are_read(wholes, tmp_path):
     ours, _, folder = wholes["heads"]
     shutil.copytree(folder, tmp_path / "old")

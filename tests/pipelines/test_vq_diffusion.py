@@ -152,6 +152,21 @@ def test_callbacks_may_change_codes_and_stop(make):
     assert np.isfinite(out.images).all()
 
 
+def test_a_callback_sees_a_prompt_longer_than_what_was_learned(make):
+    ours, _ = make()
+    long, seen = "a very very very very long prompt of a cat", []
+
+    def look(call, i, t, tensors):
+        seen.append(tensors["prompt_embeds"].shape)
+        return {"prompt_embeds": -tensors["prompt_embeds"]}
+
+    call = dict(num_inference_steps=20, seed=3, guidance_scale=40.0)
+    inputs = dict(callback_on_step_end=look, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    changed = images(ours, long, **call, **inputs)
+    assert set(seen) == {(1, 48, 24)}
+    assert abs(changed - images(ours, long, **call)).max() > 1e-4
+
+
 def test_steps_may_be_spread_as_published(make):
     ours, _ = make(scheduler="noisier")
     times: list = []
