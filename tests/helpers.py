@@ -25,6 +25,18 @@ def tiny_tokenizer(folder, window: int = 16):
     return CLIPTokenizer.from_pretrained(folder)
 
 
+TINY_UNET = dict(
+    sample_size=8,
+    block_out_channels=(16, 32),
+    layers_per_block=1,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    cross_attention_dim=24,
+    attention_head_dim=4,
+    norm_num_groups=8,
+)
+
+
 def reference_parts(folder, *, unet=(), vae=(), text=(), safety=False):
     """Random components of a tiny Stable Diffusion, built by the reference, scheduler left out."""
     import diffusers
@@ -44,16 +56,6 @@ def reference_parts(folder, *, unet=(), vae=(), text=(), safety=False):
         pad_token_id=tokenizer.pad_token_id,
     )
     text_encoder = transformers.CLIPTextModel(transformers.CLIPTextConfig(**{**text_config, **dict(text)})).eval()
-    unet_config = dict(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=24,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    )
     vae_config = dict(
         block_out_channels=(8, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -66,7 +68,7 @@ def reference_parts(folder, *, unet=(), vae=(), text=(), safety=False):
         vae=diffusers.AutoencoderKL(**{**vae_config, **dict(vae)}).eval(),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        unet=diffusers.UNet2DConditionModel(**{**unet_config, **dict(unet)}).eval(),
+        unet=diffusers.UNet2DConditionModel(**{**TINY_UNET, **dict(unet)}).eval(),
         safety_checker=None,
         feature_extractor=None,
     )

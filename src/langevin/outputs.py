@@ -90,6 +90,13 @@ class BaseOutput(Mapping):
 
 
 @dataclass
+class UNet1DOutput(BaseOutput):
+    """``sample`` (batch, out_channels, length): what the network predicts; of a value function (batch, 1)."""
+
+    sample: Tensor
+
+
+@dataclass
 class UNet2DOutput(BaseOutput):
     """``sample`` (batch, out_channels, height, width): what the network predicts."""
 
@@ -173,11 +180,76 @@ class ImagePipelineOutput(BaseOutput):
 
 
 @dataclass
+class AudioPipelineOutput(BaseOutput):
+    """Sounds.
+
+    Attributes:
+        audios: ``(batch, channels, samples)`` in [-1, 1], an array or a tensor.
+        sounds: the same, one :class:`~langevin.media.sound.Sound` each, which knows its rate and its settings and saves
+            itself as WAV.
+    """
+
+    audios: Any
+    sounds: Any = None
+
+    in_tuples = ("audios",)
+
+
+@dataclass
+class AudioDiffusionPipelineOutput(BaseOutput):
+    """Sounds, and their pictures.
+
+    Attributes:
+        audios: ``(batch, 1, samples)`` of float32, an array.
+        images: the pictures of their spectra, in the form asked for.
+        sounds: the same as ``audios``, one :class:`~langevin.media.sound.Sound` each.
+    """
+
+    audios: Any
+    images: Any
+    sounds: Any = None
+
+    in_tuples = ("images", "rate_and_audios")
+
+    @property
+    def rate_and_audios(self) -> tuple[int, list[Any]]:
+        """Samples in a second, and ``(samples,)`` of each sound."""
+        return self.sounds[0].sample_rate, [audio[0] for audio in self.audios]
+
+
+@dataclass
 class StableDiffusionPipelineOutput(BaseOutput):
     """Pictures, and which of them the safety checker flagged (None without a checker)."""
 
     images: Any
     nsfw_content_detected: list[bool] | None
+
+
+@dataclass
+class IFPipelineOutput(BaseOutput):
+    """Pictures of DeepFloyd IF.
+
+    Attributes:
+        images: a list of PIL pictures; for ``output_type="np"`` an array ``(batch, height, width, 3)`` in [0, 1];
+            for ``"pt"`` a tensor ``(batch, 3, height, width)`` in about [-1, 1], which the next stage takes.
+        nsfw_detected, watermark_detected: which of them the safety checker found not safe for work, and which marked by
+            somebody; None without a checker.
+    """
+
+    images: Any
+    nsfw_detected: list[bool] | None
+    watermark_detected: list[bool] | None
+
+
+@dataclass
+class IFCascadeOutput(IFPipelineOutput):
+    """Pictures of a cascade: ``images`` are those of the last stage, and the flags are theirs.
+
+    Attributes:
+        sizes: the pictures of each stage that was gone through, the smallest first; the last are ``images``.
+    """
+
+    sizes: list[Any]
 
 
 @dataclass

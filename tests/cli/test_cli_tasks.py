@@ -8,25 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from typer.testing import CliRunner
 
 import langevin
-from langevin.cli.app import app
 from langevin.cli.errors import BadUsage
 from langevin.cli.tasks import parse_box, shaped
 from langevin.media.settings import read_settings
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments, code=0):
-        result = CliRunner().invoke(app, [str(a) for a in arguments])
-        assert result.exit_code == code, (result.output, result.stderr, result.exception)
-        return result
-
-    return call
 
 
 @pytest.fixture

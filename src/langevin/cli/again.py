@@ -11,9 +11,18 @@ from typing import Any
 
 import typer
 
-from langevin.cli.choices import load_pipeline, parse_dtype, pick_device, schedulers, set_scheduler
+from langevin.cli.choices import (
+    load_cascade,
+    load_pipeline,
+    make_scheduler,
+    parse_dtype,
+    pick_device,
+    schedulers,
+    set_scheduler,
+)
 from langevin.cli.errors import BadUsage, Failure, say, tell
 from langevin.cli.files import check_out, targets
+from langevin.cli.medium import PICTURE, Medium, medium_of
 from langevin.cli.trust import Trust
 
 # Call arguments that say in which form to return pictures, or that stand in the settings for other reasons.
@@ -74,7 +83,8 @@ def again(
     from langevin.media.schema import WrongSettings, check_settings
 
     settings = settings_of(picture)
-    check_out(out, picture.parent)
+    medium = medium_of(picture)
+    check_out(out, picture.parent, medium.extensions, medium.noun)
     ours = "pipeline" in settings and "langevin" in settings
     if type(settings.get("seed")) is not int or settings["seed"] < 0:
         raise Failure(f"{picture} does not say its seed, so its noise cannot be drawn again")
@@ -94,15 +104,15 @@ def again(
     with _fitting():
         pipe = _load(settings, str(name), device, ours, trust, {} if model else trust.options(str(name)))
         result = pipe(**_arguments(pipe, settings, trust))
-    made = result.images[0]
+    made = getattr(result, medium.output)[0]
     if out is None:
-        out = picture.with_name(f"{picture.stem}-again.png")
+        out = picture.with_name(f"{picture.stem}-again{medium.suffix}")
         force = False
-    path = targets(out, settings.get("prompt"), [settings["seed"]], force)[0]
-    difference = _difference(picture, made)  # before saving, which may replace the picture
+    path = targets(out, settings.get("prompt"), [settings["seed"]], force, medium.suffix)[0]
+    difference = medium.difference(picture, made)  # before saving, which may replace the picture
     made.save(path)
-    say(f"{path}  (seed {settings['seed']}, {made.width}x{made.height})")
-    _report(picture, difference, exact=ours and model is None, settings=settings, device=str(pipe.device))
+    say(f"{path}  (seed {settings['seed']}, {medium.described(made)})")
+    _report(picture, medium, difference, exact=ours and model is None, settings=settings, device=str(pipe.device))
 
 
 @contextlib.contextmanager
@@ -128,6 +138,8 @@ def _load(
         dtype = parse_dtype(settings.get("dtype")) if ours else None
     except BadUsage as error:
         raise Failure(f"its settings name the number format {settings['dtype']!r}, which is unknown here") from error
+    if settings.get("cascade") and ours:
+        return _load_cascade(settings, model, dtype, pick_device(device), trust)
     parts = {name: revive(part, trust) for name, part in (settings.get("parts") or {}).items()}
     try:
         kind = settings.get("pipeline") if ours else None
@@ -142,6 +154,22 @@ def _load(
     return pipe
 
 
+def _load_cascade(settings: dict[str, Any], model: str, dtype: Any, device: str, trust: Trust) -> Any:
+    """The stages of a cascade with the picture's schedulers."""
+    names = settings["cascade"]
+    if model != names[0]:
+        raise BadUsage(f"it was made by a cascade of {len(names)} models, which --model cannot replace; leave it out")
+    if settings.get("parts") or settings.get("freeu"):
+        raise Failure("it was made with other parts than its models', which are not put back into a cascade")
+    stages = settings.get("stages") or {"stage 1": settings}
+    made = [stages.get(f"stage {k + 1}") or {} for k in range(len(names))]
+    if unknown := [one.get("scheduler") for one in made if one.get("scheduler") not in schedulers().values()]:
+        raise Failure(f"its scheduler {unknown[0]} is unknown here")
+    chosen = [make_scheduler(one["scheduler"], one.get("scheduler_config") or {}, {}) for one in made]
+    options = {key: value for name in names for key, value in trust.options(name).items()}
+    return load_cascade(names, dtype, device, schedulers=chosen, **options)
+
+
 def _choose_scheduler(pipe: Any, settings: dict[str, Any], ours: bool) -> None:
     scheduler, config = settings.get("scheduler"), settings.get("scheduler_config") or {}
     if isinstance(scheduler, str) and scheduler in schedulers().values():
@@ -153,6 +181,12 @@ def _choose_scheduler(pipe: Any, settings: dict[str, Any], ours: bool) -> None:
         if ours:
             raise Failure(f"its scheduler {scheduler} is unknown here; there are: {', '.join(schedulers().values())}")
         tell(f"langevin: its sampler {scheduler!r} is unknown here; using {type(pipe.scheduler).__name__}")
+    for stage in (settings.get("stages") or {}).values() if ours else ():  # of a cascade, each may have its own
+        part, kind = stage.get("part"), stage["scheduler"]
+        if part != "scheduler" and part in pipe.components and hasattr(pipe.components[part], "plan"):
+            if kind not in schedulers().values():
+                raise Failure(f"its {part} {kind} is unknown here; there are: {', '.join(schedulers().values())}")
+            set_scheduler(pipe, kind, stage["scheduler_config"], {}, part=part)
 
 
 def _arguments(pipe: Any, settings: dict[str, Any], trust: Trust) -> dict[str, Any]:
@@ -187,6 +221,7 @@ def revive(value: Any, trust: Trust) -> Any:
     """What :func:`langevin.media.recording.recorded` wrote, back to what it was: pictures and networks are loaded."""
     import langevin
     from langevin.media.recording import reread
+    from langevin.media.sound import sound_file
     from langevin.models.base import ModelMixin
 
     if isinstance(value, list):
@@ -201,6 +236,11 @@ def revive(value: Any, trust: Trust) -> Any:
             raise Failure(f"the picture {value['file']}, from which it was made, is not there") from None
         except (OSError, ValueError) as error:
             raise Failure(f"a picture from which it was made cannot be used: {error}") from None
+    if kind == {"sound", "sha256"}:
+        try:
+            return sound_file(value)
+        except (OSError, ValueError) as error:
+            raise Failure(f"the sound from which it was made cannot be used: {error}") from None
     if kind == {"network", "from"}:
         name, source = str(value["network"]), str(value["from"])
         network = getattr(langevin, name) if name in langevin.__all__ else None
@@ -210,46 +250,43 @@ def revive(value: Any, trust: Trust) -> Any:
     return value
 
 
-def _difference(picture: Path, made: Any) -> tuple[int, int, int] | None:
-    """(largest difference in 0…255, differing pixels, all pixels), or None if the sizes differ."""
-    import numpy as np
-
+def _is_lossy(picture: Path) -> bool:
     from langevin.media.load import open_safely
 
     with open_safely(picture) as image:
-        before = np.asarray(image if image.mode == made.mode else image.convert(made.mode)).astype(int)
-    after = np.asarray(made).astype(int)
-    if before.shape != after.shape:
-        return None
-    apart = np.abs(before - after).reshape(*before.shape[:2], -1).max(axis=2)
-    return int(apart.max()), int((apart > 0).sum()), apart.size
+        return image.format in _LOSSY
 
 
 def _report(
-    picture: Path, difference: tuple[int, int, int] | None, *, exact: bool, settings: dict[str, Any], device: str
+    picture: Path,
+    medium: Medium,
+    difference: tuple[int, int, int] | None,
+    *,
+    exact: bool,
+    settings: dict[str, Any],
+    device: str,
 ) -> None:
     from langevin import __version__
-    from langevin.media.load import open_safely
 
     if difference is None:
         say(f"the size is not that of {picture}")
     elif difference[0] == 0:
-        say(f"identical: all {difference[2]} pixels are those of {picture}")
+        say(f"identical: all {difference[2]} {medium.parts} are those of {picture}")
         return
     elif difference[0] == 1 and difference[1] <= _ROUNDED * difference[2]:
         say(
-            f"the same but for rounding: {difference[1]} of {difference[2]} pixels differ from {picture}, by 1 of 255, "
-            "as those of a picture made together with others may"
+            f"the same but for rounding: {difference[1]} of {difference[2]} {medium.parts} differ from {picture}, "
+            f"by 1 of {medium.most}, as those of a {medium.noun} made together with others may"
         )
         return
     else:
         most, some, every = difference
-        say(f"not identical: {some} of {every} pixels differ from {picture}, by at most {most} of 255")
+        say(
+            f"not identical: {some} of {every} {medium.parts} differ from {picture}, by at most {most} of {medium.most}"
+        )
     if not exact:
         return
-    with open_safely(picture) as image:
-        lossy = image.format in _LOSSY
-    if lossy:
+    if medium is PICTURE and _is_lossy(picture):
         say(f"({picture.suffix} keeps pixels only roughly; a PNG could be compared exactly)")
         return
     reasons = [

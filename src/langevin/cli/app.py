@@ -13,6 +13,7 @@ from langevin.signatures import also_takes
 DEFAULT_MODEL = "langevin/shapes"
 INSTRUCT_MODEL, INPAINTING_MODEL = "langevin/shapes-instruct", "langevin/shapes-inpainting"
 CONTROL_NET = "langevin/shapes-outline"
+CASCADE = ("cascade", "every_size")  # what commands that work on a picture do not take
 
 app = typer.Typer(
     cls=Group,
@@ -65,6 +66,12 @@ def generate(
     device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")] = None,
     force: Force = False,
+    cascade: Annotated[
+        list[str] | None, typer.Option(help="instead of --model, a stage of a cascade; once for each of two or three")
+    ] = None,
+    every_size: Annotated[
+        bool, typer.Option("--every-size", help="save the pictures of a cascade's first stages too")
+    ] = False,
 ) -> None:
     """Make pictures and say where they are.
 
@@ -72,7 +79,11 @@ def generate(
     with --count, --out circle.png gives circle-1.png, circle-2.png, … No file is overwritten: where a name is
     taken, the next free number is added, unless --force is given.
 
+    With --cascade, models make small pictures and then larger ones from them; one of them is loaded at a time. Those
+    whose folder is not here come from the hub.
+
     Example: langevin generate "a red circle" --steps 20 --seed 7 --out circle.png
+    Example: langevin generate "a corgi" --cascade DeepFloyd/IF-I-XL-v1.0 --cascade DeepFloyd/IF-II-L-v1.0
     """
     from langevin.cli.generate import generate as run
 
@@ -92,6 +103,8 @@ def generate(
         device=device,
         dtype=dtype,
         force=force,
+        cascade=cascade or (),
+        every_size=every_size,
     )
 
 
@@ -101,7 +114,7 @@ Strength = Annotated[float | None, typer.Option(min=0, max=1, help="how far to g
 
 
 @app.command()
-@also_takes(generate, evaluate=True)
+@also_takes(generate, CASCADE, evaluate=True)
 def edit(
     picture: Picture,
     prompt: Prompt,
@@ -123,7 +136,7 @@ def edit(
 
 
 @app.command()
-@also_takes(generate, evaluate=True)
+@also_takes(generate, CASCADE, evaluate=True)
 def inpaint(
     picture: Picture,
     prompt: Prompt,
@@ -157,7 +170,7 @@ def inpaint(
 
 
 @app.command()
-@also_takes(generate, evaluate=True)
+@also_takes(generate, CASCADE, evaluate=True)
 def control(
     picture: Picture,
     prompt: Prompt,
@@ -182,7 +195,7 @@ Shown = Annotated[str, typer.Argument(help='what the picture shows; "-" reads it
 
 
 @app.command()
-@also_takes(generate, evaluate=True)
+@also_takes(generate, CASCADE, evaluate=True)
 def upscale(
     picture: Picture,
     model: Model,
@@ -205,7 +218,7 @@ def upscale(
 
 
 @app.command()
-@also_takes(generate, ("prompt", "negative", "grammar"), evaluate=True)
+@also_takes(generate, ("prompt", "negative", "grammar", *CASCADE), evaluate=True)
 def vary(picture: Picture, model: Model, **options: Any) -> None:
     """Make pictures like a picture, with a model that is told pictures instead of prompts.
 
@@ -217,7 +230,7 @@ def vary(picture: Picture, model: Model, **options: Any) -> None:
 
 
 @app.command()
-@also_takes(generate, evaluate=True)
+@also_takes(generate, CASCADE, evaluate=True)
 def depth(
     picture: Picture,
     prompt: Prompt,
@@ -235,6 +248,22 @@ def depth(
     from langevin.cli.tasks import depth as run
 
     run(picture, prompt=prompt, model=model, map=map, strength=strength, **options)
+
+
+@app.command()
+@also_takes(generate, ("prompt", "negative", "grammar", "guidance", "size", "model"), evaluate=True)
+def sound(
+    model: Annotated[str, typer.Argument(help="name, folder, or hub id of a model of sound")],
+    seconds: Annotated[float | None, typer.Option(min=0, help="how long, where the model can be asked")] = None,
+    **options: Any,
+) -> None:
+    """Make sounds, saved as WAV files that carry the settings that made them.
+
+    Example: langevin sound harmonai/maestro-150k --seconds 2 --out piano.wav
+    """
+    from langevin.cli.tasks import sound as run
+
+    run(model, seconds=seconds, **options)
 
 
 @app.command()
@@ -318,7 +347,7 @@ def models(json: Annotated[bool, typer.Option("--json", help="as JSON")] = False
 
 @app.command()
 def info(
-    picture: Annotated[Path, typer.Argument(help="PNG, JPEG or WebP, also by AUTOMATIC1111 and its relatives")],
+    picture: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, also by AUTOMATIC1111 and its relatives; or WAV")],
     json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
 ) -> None:
     """Show the settings that made a picture."""
@@ -329,7 +358,7 @@ def info(
 
 @app.command()
 def again(
-    picture: Annotated[Path, typer.Argument(help="a picture that carries its settings")],
+    picture: Annotated[Path, typer.Argument(help="a picture or a sound that carries its settings")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="default: NAME-again.png beside it")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="instead of the one it was made with")] = None,
     device: Device = None,

@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from langevin.cli.errors import BadUsage
@@ -113,10 +113,45 @@ def load_pipeline(model: str, dtype: Any, device: str, kind: str | None = None, 
     return pipe
 
 
+def scheduler_config(pipe: Any, option: str) -> Any:
+    """The config of the pipeline's one scheduler. Raises BadUsage, naming the option, where each stage has its own."""
+    if "scheduler" not in pipe.components:
+        own = ", ".join(name for name in pipe.components if name.endswith("scheduler"))
+        raise BadUsage(
+            f"this model ({type(pipe).__name__}) has a scheduler for each stage ({own}); {option} is for one"
+        )
+    return pipe.scheduler.config
+
+
+def load_cascade(names: Sequence[str], dtype: Any, device: str, **more: Any) -> Any:
+    """A cascade of these models, which are loaded one after the other when they are needed; ``more`` goes to it."""
+    import langevin
+
+    here = [os.path.abspath(os.path.expanduser(n)) if os.path.isdir(os.path.expanduser(n)) else n for n in names]
+    try:
+        cascade = langevin.IFCascade(
+            *here, device=device, **({"torch_dtype": dtype} if dtype is not None else {}), **more
+        )
+    except ValueError as error:
+        raise BadUsage(str(error)) from None
+    cascade.set_progress_bar_config(disable=None, leave=False)
+    return cascade
+
+
 def set_scheduler(
-    pipe: Any, cls_name: str, config: dict[str, Any], overrides: dict[str, Any], spacing: str | None = None
+    pipe: Any,
+    cls_name: str,
+    config: dict[str, Any],
+    overrides: dict[str, Any],
+    spacing: str | None = None,
+    part: str = "scheduler",
 ) -> None:
-    """Give the pipeline the scheduler of that name, built from ``config``, with that spacing."""
+    """Give the pipeline the scheduler of that name as one of its parts; see :func:`make_scheduler`."""
+    setattr(pipe, part, make_scheduler(cls_name, config, overrides, spacing))
+
+
+def make_scheduler(cls_name: str, config: dict[str, Any], overrides: dict[str, Any], spacing: str | None = None) -> Any:
+    """The scheduler of that name, built from ``config``, with that spacing."""
     import langevin
 
     asked = overrides.get("_spacing")
@@ -124,6 +159,6 @@ def set_scheduler(
     overrides = {key: value for key, value in overrides.items() if key != "_spacing"}
     scheduler = getattr(langevin, cls_name).from_config(config, **overrides)
     try:
-        pipe.scheduler = scheduler if spacing is None else scheduler.with_spacing(spacing)
+        return scheduler if spacing is None else scheduler.with_spacing(spacing)
     except ValueError as error:
         raise BadUsage(f"--spacing: {error}") from None

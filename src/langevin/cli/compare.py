@@ -16,6 +16,7 @@ from langevin.cli.choices import (
     parse_dtype,
     parse_scheduler,
     pick_device,
+    scheduler_config,
     schedulers,
     set_scheduler,
 )
@@ -120,7 +121,7 @@ def compare(
     chosen = [parse_scheduler(name) for name in parse_list(names, "--schedulers", str)] if names else None
     pipe = load_pipeline(model, parse_dtype(dtype), pick_device(device))
     pipe.set_progress_bar_config(disable=True)
-    config = pipe.scheduler.config
+    config = scheduler_config(pipe, "compare-schedulers")
     judge = judge_of(prompt) if model in zoo.names() and prompt else None
 
     pictures: list[Any] = []

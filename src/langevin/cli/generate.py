@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from langevin.cli.choices import load_pipeline, parse_dtype, parse_scheduler, parse_size, pick_device, set_scheduler
+from langevin.cli.choices import (
+    load_cascade,
+    load_pipeline,
+    parse_dtype,
+    parse_scheduler,
+    parse_size,
+    pick_device,
+    scheduler_config,
+    set_scheduler,
+)
 from langevin.cli.errors import BadUsage, tell
-from langevin.cli.files import check_out, targets
+from langevin.cli.files import check_out, free, targets
+from langevin.cli.medium import PICTURE, Medium
 
 
 def generate(
@@ -33,13 +44,22 @@ def generate(
     device: str | None,
     dtype: str | None,
     force: bool,
+    cascade: Sequence[str] = (),
+    every_size: bool = False,
     prepare: Callable[[Any], tuple[Any, dict[str, Any]]] = lambda pipe: (pipe, {}),
+    medium: Medium = PICTURE,
 ) -> None:
     """Make ``count`` pictures, save them and print a line for each. What cannot work is refused before loading.
 
-    ``prepare`` turns the loaded pipeline into the one that paints, and gives further arguments of its call.
+    ``cascade`` are models in the place of ``model``, whose last one makes the pictures from those of the others;
+    ``every_size`` saves those too. ``prepare`` turns the loaded pipeline into the one that paints, and gives further
+    arguments of its call; ``medium`` is what it makes.
     """
-    check_out(out)
+    check_out(out, extensions=medium.extensions, noun=medium.noun)
+    if every_size and not cascade:
+        raise BadUsage("--every-size is for a --cascade, whose stages make pictures of several sizes")
+    if cascade and (scheduler or spacing):
+        raise BadUsage("the stages of a --cascade keep their own schedulers; leave out --scheduler and --spacing")
     width, height = parse_size(size) if size else (None, None)
     chosen = parse_scheduler(scheduler) if scheduler else None
     number_format, place = parse_dtype(dtype), pick_device(device)
@@ -51,10 +71,12 @@ def generate(
     if seed + count > 2**64:
         raise BadUsage(f"--seed {seed} is too large; seeds go up to 2**64 - 1")
 
-    pipe, more = prepare(load_pipeline(model, number_format, place))
+    load = functools.partial(load_cascade, cascade) if cascade else functools.partial(load_pipeline, model)
+    pipe, more = prepare(load(number_format, place))
     if chosen or spacing:
+        config = scheduler_config(pipe, "--scheduler" if scheduler else "--spacing")
         name, overrides = chosen or (type(pipe.scheduler).__name__, {})
-        set_scheduler(pipe, name, pipe.scheduler.config, overrides, spacing)
+        set_scheduler(pipe, name, config, overrides, spacing)
     arguments = {
         "prompt": prompt,
         "negative_prompt": negative,
@@ -68,15 +90,38 @@ def generate(
     }
     result = pipe(**fitting(pipe, arguments, count))
 
-    seeds = [(getattr(image, "settings", None) or {}).get("seed", seed + k) for k, image in enumerate(result.images)]
-    for image, path, its in zip(result.images, targets(out, prompt, seeds, force), seeds, strict=True):
-        image.save(path)
-        typer.echo(f"{path}  (seed {its}, {image.width}x{image.height})")
+    save(result, out, prompt, seed, force, every_size, medium)
+
+
+def save(
+    result: Any,
+    out: Path | None,
+    prompt: str | None,
+    seed: int,
+    force: bool,
+    every_size: bool = False,
+    medium: Medium = PICTURE,
+) -> None:
+    """Save what a call made, and where wanted the pictures of a cascade's first stages; print a line for each."""
+    made = getattr(result, medium.output)
+    seeds = [(getattr(one, "settings", None) or {}).get("seed", seed + k) for k, one in enumerate(made)]
+    paths = targets(out, prompt, seeds, force, medium.suffix, medium.noun)
+    for one, path, its in zip(made, paths, seeds, strict=True):
+        one.save(path)
+        typer.echo(f"{path}  (seed {its}, {medium.described(one)})")
         if out is not None and out.suffix and len(seeds) == 1 and path != out and not out.is_dir():
             tell(f"langevin: {out} was there already and is kept; --force overwrites it")
-    flagged = getattr(result, "nsfw_content_detected", None)
-    if flagged and any(flagged):
-        tell(f"langevin: the model's safety checker blacked out {sum(map(bool, flagged))} of {len(flagged)} pictures")
+    for smaller in result.sizes[:-1] if every_size else ():
+        for image, path in zip(smaller, paths, strict=True):
+            beside = path.with_stem(f"{path.stem}-{image.width}x{image.height}")
+            beside = beside if force else free(beside, [], beside.stem)
+            image.save(beside)
+            typer.echo(f"{beside}  ({image.width}x{image.height})")
+    kinds = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
+    flags = [flagged for kind in kinds if (flagged := getattr(result, kind, None))]
+    black = sum(map(any, zip(*flags, strict=True)))
+    if black:
+        tell(f"langevin: the model's safety checker blacked out {black} of {len(paths)} pictures")
 
 
 _OPTIONS = {
@@ -95,6 +140,7 @@ _OPTIONS = {
     "image": "picture to work on",
     "mask_image": "mask",
     "noise_level": "--noise",
+    "audio_length_in_s": "--seconds",
 }
 
 
@@ -106,6 +152,8 @@ def fitting(pipe: Any, arguments: dict[str, Any], count: int) -> dict[str, Any]:
     takes = inspect.signature(pipe.__call__).parameters
     name = type(pipe).__name__
     given = {key: value for key, value in arguments.items() if value is not None}
+    if "num_inference_steps" in given and "steps" in takes:
+        given["steps"] = given.pop("num_inference_steps")
     if "prompt" in takes and "prompt" not in given:
         raise BadUsage('this model needs a prompt, such as "a red circle"')
     if "prompt" in given and "prompt" not in takes:

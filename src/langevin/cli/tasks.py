@@ -1,4 +1,4 @@
-"""``langevin edit``, ``inpaint``, ``control``, ``upscale``, ``vary`` and ``depth``: pictures made from pictures."""
+"""``langevin edit``, ``inpaint``, ``control``, ``upscale``, ``vary``, ``depth``: pictures from pictures; ``sound``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from langevin.cli.errors import BadUsage, Failure
 from langevin.cli.generate import generate
+from langevin.cli.medium import SOUND
 
 
 def edit(picture: Path, *, strength: float | None, image_guidance: float | None, **options: Any) -> None:
@@ -100,7 +101,8 @@ def upscale(picture: Path, *, noise: int | None, window: int | None, **options: 
     def prepare(pipe: Any) -> tuple[Any, dict[str, Any]]:
         from langevin import Windows
 
-        _check_kind(pipe, "upscale", "StableDiffusionUpscalePipeline", "StableDiffusionLatentUpscalePipeline")
+        kinds = ("StableDiffusionUpscalePipeline", "StableDiffusionLatentUpscalePipeline", "IFSuperResolutionPipeline")
+        _check_kind(pipe, "upscale", *kinds)
         parts = None if window is None else [Windows(window, max(window // 2, 1), smooth=True)]
         return pipe, {"image": image, "noise_level": noise, "guiders": parts}
 
@@ -132,10 +134,22 @@ def depth(picture: Path, *, map: Path | None, strength: float | None, **options:
     generate(prepare=prepare, **options)
 
 
+def sound(model: str, *, seconds: float | None, **options: Any) -> None:
+    """Make sounds with a model of sound."""
+
+    def prepare(pipe: Any) -> tuple[Any, dict[str, Any]]:
+        _check_kind(pipe, "sound", "DanceDiffusionPipeline", "AudioDiffusionPipeline")
+        return pipe, {"audio_length_in_s": seconds}
+
+    unasked: dict[str, Any] = dict.fromkeys(("prompt", "negative", "grammar", "guidance", "size"))
+    generate(model=model, prepare=prepare, medium=SOUND, **unasked, **options)
+
+
 def _check_kind(pipe: Any, command: str, *kinds: str) -> None:
     """Raises BadUsage unless the pipeline is one of these."""
     if type(pipe).__name__ not in kinds:
-        raise BadUsage(f"langevin {command} needs a {' or a '.join(kinds)}; this model is a {type(pipe).__name__}")
+        wanted = " or ".join(f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}" for kind in kinds)
+        raise BadUsage(f"langevin {command} needs {wanted}; this model is a {type(pipe).__name__}")
 
 
 def read(picture: Path) -> Any:

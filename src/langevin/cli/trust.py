@@ -28,10 +28,9 @@ class Trust:
     """
 
     def __init__(self, settings: Mapping[str, Any], model: str | None, yes: bool) -> None:
-        named = {"model": settings.get("model")} if model is None else {}
-        lines = [
-            _would(what, name) for what, name in [*named.items(), *_networks(settings)] if name and not on_shelf(name)
-        ]
+        named = [("model", settings.get("model"))] if model is None else []
+        named += [("model", name) for name in settings.get("cascade") or ()]
+        lines = [_would(what, name) for what, name in [*named, *_networks(settings)] if name and not on_shelf(name)]
         if lines and not yes:
             question = "; ".join(dict.fromkeys(lines))
             if not (sys.stdin.isatty() and typer.confirm(harmless(f"{question}. Load it?"), err=True)):

@@ -17,13 +17,17 @@ class VaeCodec:
     The numbers come from the autoencoder's config: ``encode`` gives (z - shift) · scale, ``decode`` takes
     z / scale + shift (Rombach et al. 2022, 2112.10752, section G; shift is 0 where the config has none). The
     autoencoder works in its own dtype, whatever that of the latents is.
+
+    Args:
+        vae: an :class:`~langevin.AutoencoderKL`.
+        scale: of the latents; the autoencoder's if None.
     """
 
     axes = 2
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, scale: float | None = None) -> None:
         self.vae = vae
-        self.scale = vae.config.scaling_factor
+        self.scale = scale or vae.config.scaling_factor
         self.shift = vae.config.get("shift_factor") or 0.0
 
     @property

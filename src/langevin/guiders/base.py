@@ -129,8 +129,12 @@ class Setup:
         return tuple(side * self.codec.scale_factor for side in self.places)
 
     def is_latents(self, images: Tensor) -> bool:
-        """Whether these are latents in pictures' place, told by their number of channels."""
-        return images.shape[1] == self.codec.channels and self.codec.scale_factor > 1
+        """Whether these are latents in pictures' place, told by their number of channels; and where latents have three
+        as pictures have, by their size.
+        """
+        if images.shape[1] != self.codec.channels or self.codec.scale_factor == 1:
+            return False
+        return images.shape[1] != 3 or tuple(images.shape[2:]) != self.size
 
     def check_size(self, images: Tensor) -> None:
         """Raises ValueError unless pictures, or latents in their place, have the size of those to be made."""
@@ -153,7 +157,7 @@ class Setup:
                 own, each draws for its own.
         """
         pixels = pixels.to(self.device, self.dtype)
-        if pixels.shape[1] == self.codec.channels:
+        if pixels.shape[1] == self.codec.channels and (self.codec.scale_factor == 1 or self.is_latents(pixels)):
             return self.rows(pixels)
         if sample:
             pixels = self.rows(pixels) if self.noise.per_picture else pixels

@@ -53,6 +53,16 @@ class ClassifierFreeGuidance(Guider):
         return predictions["negative"].lerp(prediction, self.scale)
 
 
+@dataclass
+class AnyGuidance(ClassifierFreeGuidance):
+    """The same where scales below 1 count too: between the branches at 0 to 1, and 0 follows the negative one alone."""
+
+    @property
+    def on(self) -> bool:
+        """Whether there is any guidance: a scale of 1 is off."""
+        return self.scale != 1
+
+
 def guidance_in(setup: Setup, who: str) -> ClassifierFreeGuidance | None:
     """The guidance of a stage, for a guider that bends it; None, with a warning for ``who``, where there is none."""
     guidance = next((g for g in setup.guiders if isinstance(g, ClassifierFreeGuidance)), None)

@@ -26,9 +26,11 @@ class Inpaint(Guider):
 
     Args:
         image: ``(n, 3, height, width)`` in [-1, 1], of the size of the pictures that are made; or latents, which are
-            told by their number of channels. n is 1, or divides the batch.
+            told by their number of channels. n is 1, or divides the batch. Or sounds ``(n, channels, samples)``, as
+            long as x is.
         mask: ``(m, 1, height, width)`` in [0, 1]: 1 is made anew, 0 is kept, values between mix (for a network made
-            for inpainting, the picture is hidden from 0.5 up). Its size may be another, such as that of the latents.
+            for inpainting, the picture is hidden from 0.5 up). Its size may be another, such as that of the latents. Of
+            sounds ``(m, 1, samples)``.
         strength: the share of the run that is kept, 0 to 1. 1 begins with noise alone, less with the noised picture;
             0 gives the picture as the autoencoder sees it. Latents that the caller gave are begun with as they are.
         masked_latents: latents of the masked picture, or other pixels to take them from; by default they are made of
@@ -52,8 +54,9 @@ class Inpaint(Guider):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mask.ndim != 4 or self.mask.shape[1] != 1:
-            raise ValueError(f"mask is {tuple(self.mask.shape)}; (masks, 1, height, width) is needed")
+        if self.mask.ndim != max(self.image.ndim, 3) or self.mask.shape[1] != 1:
+            places = "samples" if self.image.ndim == 3 else "height, width"
+            raise ValueError(f"mask is {tuple(self.mask.shape)}; (masks, 1, {places}) is needed")
         low, high = (float(edge) for edge in self.mask.float().aminmax())
         if not (low >= 0 and high <= 1):
             raise ValueError(f"mask goes from {low:g} to {high:g}; it must be in 0..1: 1 is made anew, 0 is kept")
@@ -88,7 +91,7 @@ class Inpaint(Guider):
         if masked is None:
             if not needed or setup.is_latents(self.image):
                 return None
-            masked = self.image * (_resized(self.mask, self.image.shape[-2:]) < 0.5)
+            masked = self.image * (_resized(self.mask, self.image.shape[2:]) < 0.5)
         setup.check_size(masked)
         return self.encoded(setup, masked)
 
@@ -105,7 +108,7 @@ class Inpaint(Guider):
         if not self.keep_outside:
             return pixels
         image, mask = (
-            setup.rows(_resized(one, pixels.shape[-2:])).to(pixels.device, pixels.dtype)
+            setup.rows(_fitting(one, pixels.shape[2:])).to(pixels.device, pixels.dtype)
             for one in (self.image, self.mask)
         )
         return image.lerp(pixels, mask)
@@ -127,4 +130,9 @@ class Inpaint(Guider):
 
 def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
     """To another height and width by the nearest pixel, as the reference does."""
-    return images if images.shape[-2:] == tuple(size) else interpolate(images.float(), size=tuple(size))
+    return images if images.shape[2:] == tuple(size) else interpolate(images.float(), size=tuple(size))
+
+
+def _fitting(images: Tensor, size: Sequence[int]) -> Tensor:
+    """To the size of what was decoded: sounds are cut back to the length that was asked for."""
+    return images[..., : size[0]] if images.ndim == 3 else _resized(images, size)

@@ -11,13 +11,14 @@ import dataclasses
 import hashlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
 from langevin.media.load import load_image, open_safely, opened, printable
 from langevin.media.settings import plain
+from langevin.media.sound import SoundFile
 
 PLAIN = (str, int, float, bool, type(None))
 LOST = "not_recorded"
@@ -102,6 +103,8 @@ def _recorded(value: Any) -> Any:
         return None if any(one is None for pair in pairs for one in pair) else {"items": pairs}
     if isinstance(value, Image.Image):
         return _recorded_picture(value)
+    if isinstance(value, SoundFile):
+        return {"sound": value.path, "sha256": value.fingerprint()}
     source = getattr(getattr(value, "config", None), "_name_or_path", None)
     return {"network": type(value).__name__, "from": source} if isinstance(source, str) and source else None
 
@@ -175,8 +178,11 @@ def mark_edited(part: Any) -> None:
         part.__dict__[_STAMP] = (*stamp[:2], -1)
 
 
-def parts_state(pipeline: Any) -> tuple[dict[str, Any], list[str]]:
+def parts_state(pipeline: Any, known: Collection[str] = ("scheduler",)) -> tuple[dict[str, Any], list[str]]:
     """What a pipeline's parts are, beyond those of the model that it names. Never raises.
+
+    Args:
+        known: parts that are recorded elsewhere, as schedulers are by their configs.
 
     Returns:
         Settings: ``"freeu"`` the numbers of ``enable_freeu``; ``"parts"`` the networks that took the place of the
@@ -193,7 +199,7 @@ def parts_state(pipeline: Any) -> tuple[dict[str, Any], list[str]]:
         if words:
             lost.append(f"the learned word{'s' * (len(words) > 1)} {' '.join(dict.fromkeys(words))}")
         if any(_stamp(part) for part in parts.values()):
-            others, unknown = _foreign_parts(parts, pipeline.name_or_path)
+            others, unknown = _foreign_parts(parts, pipeline.name_or_path, known)
             state |= {"parts": others} if others else {}
             lost += unknown
     except Exception as error:  # parts of strange kinds
@@ -201,12 +207,14 @@ def parts_state(pipeline: Any) -> tuple[dict[str, Any], list[str]]:
     return state, lost
 
 
-def _foreign_parts(parts: Mapping[str, Any], model: str | None) -> tuple[dict[str, Any], list[str]]:
+def _foreign_parts(
+    parts: Mapping[str, Any], model: str | None, known: Collection[str]
+) -> tuple[dict[str, Any], list[str]]:
     """Networks from elsewhere by name, and what cannot be said of parts."""
     others, lost = {}, []
     for name, part in parts.items():
         stamp = _stamp(part)
-        if name == "scheduler":  # which is recorded by its config
+        if name in known:
             continue
         if stamp and stamp[:2] == (model, name):
             lost += [f"an edited {name}"] if _edits(part) > stamp[2] else []

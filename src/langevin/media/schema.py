@@ -87,15 +87,22 @@ TABLE: dict[str, tuple[Check, str]] = {
     "clip_skip": _whole(0, 1000),
     "padding_mask_crop": _whole(0, MAX_SIDE),
     "max_iter_to_alter": _whole(0, MAX_STEPS),
-    "prior_num_inference_steps": _whole(1, MAX_STEPS),
+    **dict.fromkeys(
+        (f"{stage}_num_inference_steps" for stage in ("prior", "decoder", "super_res")), _whole(1, MAX_STEPS)
+    ),
     "sld_warmup_steps": _whole(0, MAX_STEPS),
     "noise_level": _whole(0, _MAX_SCHEDULE),
     "num_images_per_prompt": _whole(1, MAX_STEPS),
     "batch_size": _whole(1, MAX_STEPS),
     **dict.fromkeys(("strength", "inpaint_strength", "text_to_image_strength", "truncation_rate"), _number(0, 1)),
     "eta": _number(0),
+    **dict.fromkeys(("audio_length_in_s", "mask_start_secs", "mask_end_secs"), _number(0, 3600)),
+    "steps": _whole(1, MAX_STEPS),
+    "start_step": _whole(0, MAX_STEPS),
+    "slice": _whole(0, 10**6),
+    "audio_file": (lambda v: isinstance(v, dict) and set(v) == {"sound", "sha256"}, "a sound's file and its SHA-256"),
     **dict.fromkeys(("guidance_scale", "guidance_rescale", "image_guidance_scale", "source_guidance_scale"), _number()),
-    "prior_guidance_scale": _number(),
+    **dict.fromkeys(("prior_guidance_scale", "decoder_guidance_scale"), _number()),
     **dict.fromkeys(("sag_scale", "scale_factor", "sld_guidance_scale", "sld_threshold"), _number()),
     **dict.fromkeys(("sld_momentum_scale", "sld_mom_beta"), _number()),
     **dict.fromkeys(
@@ -111,13 +118,16 @@ TABLE: dict[str, tuple[Check, str]] = {
     "reverse_editing_direction": _edits((bool,), "true or false"),
     **dict.fromkeys(("timesteps", "sigmas"), _listed(MAX_STEPS, (int, float), "numbers")),
     **dict.fromkeys(("model", "pipeline", "scheduler", "dtype", "device", "langevin"), _NAME),
-    **dict.fromkeys(("prompt_weighting", "long_prompts", "safety_action"), _NAME),
+    **dict.fromkeys(("prompt_weighting", "long_prompts", "safety_action", "surroundings"), _NAME),
     **dict.fromkeys(("prompt", "editing_prompt", "source_prompt"), _TEXTS),
     "negative_prompt": _TEXTS_OR_PICTURE,
     "safety_concept": _TEXT,
     **dict.fromkeys(("keep_outside", "guess_mode", "pair_images", "source_as_noise", "prepared"), _YES_OR_NO),
-    **dict.fromkeys(("add_predicted_noise", "prior_skips", "grey_negative", "as_published"), _YES_OR_NO),
+    **dict.fromkeys(("add_predicted_noise", "prior_skips", "scale_image", "exact_levels", "clean_caption"), _YES_OR_NO),
+    **dict.fromkeys(("grey_negative", "as_published"), _YES_OR_NO),
     **dict.fromkeys(("circular_padding", "scaled_input", "clip_skip_negative"), _YES_OR_NO),
+    "cascade": _listed(_MAX_GUIDERS, (str,), "names"),
+    "each": (lambda v: isinstance(v, list) and len(v) <= _MAX_GUIDERS and all(map(_is_dict, v)), "a list of dicts"),
     "not_recorded": _listed(_MAX_ITEMS, (str,), "texts"),
     **dict.fromkeys(("guiders", "control"), _listed(_MAX_GUIDERS, (str, dict), "guiders")),
     "freeu": (
@@ -129,6 +139,10 @@ TABLE: dict[str, tuple[Check, str]] = {
         "networks by the names of parts",
     ),
     "scheduler_config": (lambda v: isinstance(v, dict), "a dict"),
+    "stages": (
+        lambda v: isinstance(v, dict) and len(v) <= _MAX_GUIDERS and all(_is_stage(one) for one in v.values()),
+        "the schedulers of stages, by name",
+    ),
 }
 """What is allowed under each name that has a meaning; :data:`None` is allowed everywhere."""
 
@@ -151,7 +165,10 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise WrongSettings(
             f"height and width are {settings['height']} and {settings['width']}; at most {MAX_PIXELS} pixels are needed"
         )
-    _check_scheduler(settings.get("scheduler_config") or {})
+    for config in (settings, *(settings.get("stages") or {}).values()):
+        _check_scheduler(config.get("scheduler_config") or {})
+    for one in settings.get("each") or ():
+        check_settings(dict(one["items"]))
     return dict(settings)
 
 
@@ -190,7 +207,7 @@ def _odd_record(value: dict[Any, Any]) -> str | None:
         pairs = value["items"]
         fits = isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 and _is_key(p[0]) for p in pairs)
         return None if fits else "items that are not pairs of a name and a value"
-    if kind not in ({"file", "sha256"}, {"png"}, {"network", "from"}):
+    if kind not in ({"file", "sha256"}, {"sound", "sha256"}, {"png"}, {"network", "from"}):
         return None
     if not all(isinstance(one, str) for one in value.values()):
         return f"{' and '.join(sorted(kind))} that are not texts"
@@ -199,12 +216,25 @@ def _odd_record(value: dict[Any, Any]) -> str | None:
     return None
 
 
+def _is_dict(value: Any) -> bool:
+    """Whether it is a dict of names, in the form in which they are written."""
+    if not isinstance(value, dict) or set(value) != {"items"} or not isinstance(value["items"], list):
+        return False
+    return all(isinstance(p, list) and len(p) == 2 and isinstance(p[0], str) for p in value["items"])
+
+
 def _is_key(value: Any) -> bool:
     return isinstance(value, (str, int, float, bool))
 
 
 def _is_network(value: Any) -> bool:
     return isinstance(value, dict) and set(value) == {"network", "from"}
+
+
+def _is_stage(value: Any) -> bool:
+    kinds = {"scheduler": str, "scheduler_config": dict, "part": str | None}
+    fits = isinstance(value, dict) and {"scheduler", "scheduler_config"} <= set(value) <= set(kinds)
+    return fits and all(isinstance(one, kinds[name]) for name, one in value.items())
 
 
 def _named(name: Any) -> str:

@@ -367,10 +367,10 @@ def _texts_of(image: Any) -> tuple[str | None, str | None]:
 
 
 def read_settings(source: str | os.PathLike | IO[bytes] | Any) -> dict[str, Any] | None:
-    """The settings that made a picture, or None if it carries none.
+    """The settings that made a picture or a sound, or None if it carries none.
 
-    ``source`` is a path, an open file or a PIL image. Our own JSON is preferred; otherwise the text that
-    AUTOMATIC1111 and its relatives write is read (see :func:`text_to_settings`). They are as the file has them:
+    ``source`` is a path (of a WAV file too), an open file or a PIL image. Our own JSON is preferred; otherwise the text
+    that AUTOMATIC1111 and its relatives write is read (see :func:`text_to_settings`). They are as the file has them:
     :func:`langevin.media.schema.check_settings` says whether they can be followed.
 
     Raises FileNotFoundError if there is no such file, PIL.UnidentifiedImageError if it is not a picture of the formats
@@ -380,8 +380,11 @@ def read_settings(source: str | os.PathLike | IO[bytes] | Any) -> dict[str, Any]
     from PIL import Image
 
     from langevin.media.load import open_safely
+    from langevin.media.sound import is_wav, wav_settings
 
     if isinstance(source, (str, os.PathLike)):
+        if is_wav(source):
+            return wav_settings(source)
         with open_safely(source) as image:
             return read_settings(image)
     if not isinstance(source, Image.Image):

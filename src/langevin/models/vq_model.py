@@ -35,6 +35,9 @@ class VQModel(ModelMixin):
         lookup_from_codebook: :meth:`decode` may be given the numbers of vectors; see there.
         force_upcast: the weights overflow float16; a note.
 
+    Raises:
+        ValueError: for another ``norm_type``, or stages that do not fit together.
+
     Example:
         >>> from langevin import VQModel
         >>> vqvae = VQModel.from_pretrained("CompVis/ldm-celebahq-256", subfolder="vqvae")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from langevin.guiders.classifier_free import ClassifierFreeGuidance
 from langevin.guiders.rescale import GuidanceRescale
 from langevin.guiders.step import Conditions, Input, Step, Told
 from langevin.loop import denoise
+from langevin.media.sound import Sound
 from langevin.pipelines.callbacks import Callbacks, guidance, guided
 from langevin.pipelines.given import Given
 from langevin.pipelines.results import call_settings, check_output_type, deliver
@@ -36,8 +38,8 @@ class Call:
         call = Call(self, given, batch)
         prior = call.stage(self.prior, self.prior_scheduler, (n, dim), text, [ClassifierFreeGuidance(4.0)], steps=25)
         told = self.text_proj(call.denoise(prior), text)
-        decoder = call.stage(self.decoder, self.scheduler, (n, 3, 64, 64), told, [ClassifierFreeGuidance(8.0)],
-        steps=25) return call.deliver(call.decode(decoder, call.denoise(decoder)))
+        decoder = call.stage(self.decoder, self.scheduler, (n, 3, 64, 64), told, [ClassifierFreeGuidance(8.0)], steps=9)
+        return call.deliver(call.decode(decoder, call.denoise(decoder)))
 
     It is also what callbacks get as their first argument: the pipeline, with this call's own settings in front of it.
     ``call.guidance_scale`` may be set to change guidance from the next step on, ``call._interrupt = True`` ends the
@@ -59,7 +61,8 @@ class Call:
         views = getattr(pipeline, "_callback_views", {})
         self.callbacks = Callbacks(given, pipeline._callback_tensor_inputs, views)
         self.noise, self.seeds = noise_for(batch, given.generator, given.seed, law)
-        self.stages: list[Setup] = []
+        self.stages: list[Any] = []
+        self.record: dict[str, Any] = {}  # further settings for its pictures
 
     # -- the course
 
@@ -195,6 +198,12 @@ class Call:
             pixels = guider.finish(pixels, setup)
         return pixels
 
+    def close(self, setup: Setup) -> None:
+        """Keep of a stage that is over no more than the record says of it, so that its network can be dropped."""
+        over = Over(setup.scheduler, setup.name)
+        self.stages = [over if stage is setup else stage for stage in self.stages]
+        self.__dict__ |= {"setup": None, "step": None}
+
     def deliver(self, pixels: Tensor, **record: Any) -> Any:
         """Pictures in the form asked for, each with the settings that made it; "latent" is as it is.
 
@@ -204,20 +213,26 @@ class Call:
         """
         self.pipeline.maybe_free_model_hooks()
         form = self.given.output_type
-        return pixels if form == "latent" else deliver(pixels, form, self.settings(pixels, record))
-
-    def settings(self, pixels: Tensor, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What is written into each picture: its own seed, its own prompt, the pictures that it was made from."""
-        if self.given.output_type != "pil":
-            return []
-        count = len(self.seeds)
+        if form == "latent":
+            return pixels
         height, width = pixels.shape[-2:]
+        record = {"height": height, "width": width, **self.record, **record}
+        return deliver(pixels, form, self.settings(record) if form == "pil" else [])
+
+    def deliver_sounds(self, samples: Tensor, sample_rate: int, **record: Any) -> list[Sound]:
+        """Sounds of ``(batch, channels, length)`` in [-1, 1], each with the settings that made it."""
+        self.pipeline.maybe_free_model_hooks()
+        settings = self.settings({**self.record, **record})
+        return [Sound(row, sample_rate, its) for row, its in zip(samples.float().cpu(), settings, strict=True)]
+
+    def settings(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What is written into each picture: its own seed, its own prompt, the pictures that it was made from."""
+        count = len(self.seeds)
         arguments = self.given.record()
         texts = {name: arguments.pop(name) for name in TEXTS if _is_text(arguments.get(name))}
         spread = self.pipeline.spread_arguments(self.given)
         lists = any(isinstance(arguments[name], (list, tuple)) for name in spread)
         alike = count == 1 or not (lists or arguments.get("control") or arguments.get("guiders"))
-        record = {"height": height, "width": width, **record}
         common: dict[str, Any] = {}
         each = []
         for k, seed in enumerate(self.seeds):
@@ -248,7 +263,7 @@ class Call:
             self.__dict__[dial if dial == "interrupt" else name] = value
 
     def _guidance(self, dial: str) -> list[ClassifierFreeGuidance]:
-        return guidance(self.__dict__["setup"], dial) if "setup" in self.__dict__ else []
+        return guidance(self.__dict__["setup"], dial) if self.__dict__.get("setup") else []
 
     @property
     def scheduler(self) -> Any:
@@ -271,6 +286,14 @@ class Call:
     @property
     def num_timesteps(self) -> int:
         return max(len(self.setup.run) - self.setup.start, 0)
+
+
+@dataclass(frozen=True)
+class Over:
+    """A stage that is over, for the record."""
+
+    scheduler: Any
+    name: str
 
 
 def _brought(latents: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -117,7 +117,8 @@ _CHECKED_ELSEWHERE = ("seed", "generator", "guiders", "control", "prompt", "nega
 def takes(given: Callable[P, G]) -> Callable[[Callable[[S, G], R]], Callable[Concatenate[S, P], R]]:
     """The decorated method is called with the arguments of a dataclass, and gets them as one object.
 
-    What it returns is an output; ``return_dict=False`` makes a tuple of it here. Gradients are off.
+    What it returns is an output; ``return_dict=False`` makes a tuple of it here. Gradients are off. The dataclass is
+    the method's attribute ``given``.
     """
     kind: type[Given] = given  # type: ignore[assignment]
 
@@ -136,6 +137,7 @@ def takes(given: Callable[P, G]) -> Callable[[Callable[[S, G], R]], Callable[Con
             output: Any = function(self, values)
             return output if values.return_dict else in_a_tuple(output)
 
+        call.given = kind  # type: ignore[attr-defined]
         call.__signature__ = signature  # type: ignore[attr-defined]
         call.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
         call.__doc__ = documented(function.__doc__, kind)

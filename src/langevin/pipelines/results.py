@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from langevin import __version__
-from langevin.guiders.base import Setup
 from langevin.media.convert import denormalize, pt_to_numpy, to_pictures
 from langevin.media.recording import LOST, describe_guider, parts_state, recorded, recorded_row
 
@@ -42,7 +41,8 @@ def check_output_type(output_type: str, *more: str) -> None:
 def call_settings(
     pipeline: Any,
     arguments: Mapping[str, Any],
-    stages: Sequence[Setup] = (),
+    stages: Sequence[Any] = (),
+    /,
     *,
     row: tuple[int, int] = (0, 1),
     spread: Mapping[str, bool] | None = None,
@@ -60,7 +60,9 @@ def call_settings(
         more: further entries, such as height and width once they are known.
     """
     spread = spread or {}
-    state, left_out = parts_state(pipeline)
+    schedulers = _schedulers(pipeline, stages)
+    told = [stage["part"] for stage in schedulers.get("stages", {}).values()]
+    state, left_out = parts_state(pipeline, ["scheduler", *told])
     kept: dict[str, Any] = {}
     for name, value in arguments.items():
         if value is None or (isinstance(value, (list, tuple)) and not value):
@@ -79,7 +81,7 @@ def call_settings(
         "pipeline": type(pipeline).__name__,
         "model": getattr(pipeline, "name_or_path", None),
         **kept,
-        **_schedulers(pipeline, stages),
+        **schedulers,
         **state,
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "device": pipeline.device.type,
@@ -90,8 +92,11 @@ def call_settings(
     return settings
 
 
-def _schedulers(pipeline: Any, stages: Sequence[Setup]) -> dict[str, Any]:
-    """The scheduler of a call with one stage; of several, all by the stage's name, and the pipeline's."""
+def _schedulers(pipeline: Any, stages: Sequence[Any]) -> dict[str, Any]:
+    """The scheduler of a call with one stage; of several, all by the stage's name, with the part that each is, and the
+    pipeline's.
+    """
+    parts = {id(part): name for name, part in getattr(pipeline, "components", {}).items()}
 
     def described(scheduler: Any) -> dict[str, Any]:
         config = {k: v for k, v in scheduler.config.items() if k == "_spacing" or not k.startswith("_")}
@@ -101,4 +106,7 @@ def _schedulers(pipeline: Any, stages: Sequence[Setup]) -> dict[str, Any]:
         return described(stages[0].scheduler)
     main = [stage for stage in stages if stage.scheduler is getattr(pipeline, "scheduler", None)]
     own = described(main[0].scheduler) if main else {}
-    return {**own, "stages": {stage.name: described(stage.scheduler) for stage in stages}} if stages else {}
+    if not stages:
+        return {}
+    each = {s.name: {**described(s.scheduler), "part": parts.get(id(s.scheduler))} for s in stages}
+    return {**own, "stages": each}

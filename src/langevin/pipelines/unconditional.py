@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from langevin.checks import Count, Share
+from langevin.codecs.base import Codec
 from langevin.codecs.pixels import PixelCodec
 from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
@@ -64,19 +65,23 @@ class UnconditionalPipeline(DiffusionPipeline):
         """What denoises: the UNet, or a function around it."""
         return self.unet
 
+    @property
+    def codec(self) -> Codec:
+        """From pictures to what the network denoises, and back."""
+        return PixelCodec(self.unet.config.in_channels, self._low)
+
     def generate(self, given: UnconditionalGiven, **options: Any) -> ImagePipelineOutput:
         """Make pictures; ``options`` are of the scheduler's run, where it takes them."""
-        codec = PixelCodec(self.unet.config.in_channels, self._low)
         size = self.unet.config.sample_size
         call = Call(self, given, given.batch_size)
         setup = call.stage(
             self.network(),
             self.scheduler,
-            codec.shape(given.batch_size, (size, size) if isinstance(size, int) else size),
+            (given.batch_size, self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size)),
             guiders=given.guiders,
             steps=given.num_inference_steps,
             options=options,
-            codec=codec,
+            codec=self.codec,
             dtype=self.unet.dtype,
         )
         return ImagePipelineOutput(call.deliver(call.decode(setup, call.denoise(setup)), batch_size=None))

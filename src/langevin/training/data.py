@@ -200,6 +200,7 @@ class Framing:
         centre: cut the middle; at random otherwise.
         flip: mirror half of them.
         filter: of Pillow, by its name.
+        stretch: resize to the frame's own shape and cut nothing; with ``centre``, a square is cut out first.
     """
 
     height: int
@@ -207,10 +208,13 @@ class Framing:
     centre: bool = False
     flip: bool = False
     filter: str = "lanczos"
+    stretch: bool = False
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) of a picture of that size once it covers the frame, its aspect kept."""
         width, height = size
+        if self.stretch:
+            return self.width, self.height
         if width * self.height <= height * self.width:
             return self.width, max(self.height, int(self.width * height / width))
         return max(self.width, int(self.height * width / height)), self.height
@@ -228,6 +232,10 @@ class Framing:
     def apply(self, image: Image.Image, frame: Frame) -> Tensor:
         """(3, height, width) in [-1, 1]."""
         kind = Image.Resampling["NEAREST" if self.filter.startswith("nearest") else self.filter.upper()]
+        if self.stretch and self.centre:
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
         image = image.resize(self.resized(image.size), kind)
         image = image.crop((frame.left, frame.top, frame.left + self.width, frame.top + self.height))
         if frame.mirrored:

@@ -22,6 +22,16 @@ from langevin.signatures import argument_docs
 F = TypeVar("F", bound="Flags")
 Rate = Annotated[float, Range(0)]
 Whole = Annotated[int, Range(0)]
+RateName = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "piecewise_constant",
+]
+Filter = Literal["nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
 
 class BadFlags(ValueError):
@@ -88,15 +98,7 @@ class Flags:
     gradient_checkpointing: bool = False
     learning_rate: Rate = 1e-4
     scale_lr: bool = False
-    lr_scheduler: Literal[
-        "linear",
-        "cosine",
-        "cosine_with_restarts",
-        "polynomial",
-        "constant",
-        "constant_with_warmup",
-        "piecewise_constant",
-    ] = "constant"
+    lr_scheduler: RateName = "constant"
     lr_warmup_steps: Whole = 500
     lr_num_cycles: Count = 1
     lr_power: Rate = 1.0
@@ -184,9 +186,7 @@ class PictureFlags(Flags):
     resolution: Annotated[int, Range(8, 2**14)] = 512
     center_crop: bool = False
     random_flip: bool = False
-    image_interpolation_mode: Literal[
-        "nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos"
-    ] = "lanczos"
+    image_interpolation_mode: Filter = "lanczos"
 
     def check(self) -> None:
         super().check()

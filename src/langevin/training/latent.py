@@ -4,6 +4,7 @@ once and not again.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,8 +75,9 @@ class LatentRecipe(Recipe):
 
     pipeline_name: ClassVar[str] = "StableDiffusionPipeline"
 
-    def load_pipeline(self) -> Any:
-        """The checkpoint: what is trained stays float32, all else is as small as the precision allows.
+    def load_pipeline(self, **parts: Any) -> Any:
+        """The checkpoint, perhaps with other ``parts``. What is trained stays float32, all else is as small as the
+        precision allows.
 
         Raises:
             BadFlags: it cannot be loaded.
@@ -87,7 +89,7 @@ class LatentRecipe(Recipe):
         try:
             cls = getattr(langevin, self.pipeline_name)
             self.pipe: Any = cls.from_pretrained(
-                flags.pretrained_model_name_or_path, torch_dtype=torch.float32, disable_mmap=True, **options
+                flags.pretrained_model_name_or_path, torch_dtype=torch.float32, disable_mmap=True, **options, **parts
             )
         except CheckpointError as error:
             raise BadFlags(f"--pretrained_model_name_or_path: {error}") from None
@@ -114,9 +116,14 @@ class LatentRecipe(Recipe):
 
     @property
     def framing(self) -> Framing:
+        """How pictures are cut."""
         flags = self.flags
         side = flags.resolution
         return Framing(side, side, flags.center_crop, flags.random_flip, flags.image_interpolation_mode)
+
+    def views(self, row: Row) -> list[Any]:
+        """The pictures of a row that are encoded, which all get one frame; the first is what is learned."""
+        return [picture(row[self.flags.image_column])]
 
     def example(self, index: int, row: Row, rng: Random) -> dict[str, Any]:
         framing, known = self.framing, self.encoded.get(index)
@@ -124,9 +131,14 @@ class LatentRecipe(Recipe):
             frame = framing.choose((framing.width, framing.height), rng)
             made: dict[str, Any] = {"moments": known[frame.mirrored]}
         else:
-            image = picture(row[self.flags.image_column])
-            made = {"pixels": framing.apply(image, framing.choose(image.size, rng))}
-        return {**made, "text": self.caption(row, rng)}
+            images = self.views(row)
+            frame = framing.choose(images[0].size, rng)
+            made = {"pixels": torch.stack([framing.apply(image, frame) for image in images])}
+        return {**made, **self.more(row, frame), "text": self.caption(row, rng)}
+
+    def more(self, row: Row, frame: Frame) -> dict[str, Any]:
+        """What else an example has, such as a control picture in the same frame."""
+        return {}
 
     def caption(self, row: Row, rng: Random) -> str:
         """The text of a row.
@@ -147,13 +159,15 @@ class LatentRecipe(Recipe):
     encoded: Mapping[int, dict[bool, Tensor]] = {}
     texts: Mapping[str, Tensor] = {}
 
+    @torch.no_grad()
     def prepare(self, rows: Sequence[Row]) -> None:
         """Encode pictures that always have the same frame, and all texts; they stay in memory."""
         flags, framing = self.flags, self.framing
         if flags.cache == "off" or flags.dry_run:
             return
         side = flags.resolution // self.pipe.vae_scale_factor
-        size = len(rows) * (2 if flags.random_flip else 1) * 2 * self.pipe.vae.config.latent_channels * side**2 * 4
+        each = 2 * self.pipe.vae.config.latent_channels * side**2 * 4
+        size = len(rows) * (2 if framing.flip else 1) * each * self.view_count
         if flags.cache == "auto" and size > _free_memory() / 4:
             logger.info("encoded pictures would take %.1f GiB; they are encoded at each step", size / 2**30)
             return
@@ -165,19 +179,24 @@ class LatentRecipe(Recipe):
             row = rows[index]
             value = row.get(flags.caption_column)
             captions |= dict.fromkeys(value if isinstance(value, (list, tuple)) else [value])
-            image = picture(row[flags.image_column])
-            if flags.center_crop or framing.resized(image.size) == (framing.width, framing.height):
-                middle = Framing(framing.height, framing.width, True, False, framing.filter)
-                frame = middle.choose(image.size, Random(0))
+            images = self.views(row)
+            if framing.centre or framing.resized(images[0].size) == (framing.width, framing.height):
+                middle = dataclasses.replace(framing, centre=True, flip=False)
+                frame = middle.choose(images[0].size, Random(0))
                 encoded[index] = {
-                    mirrored: self.moments(middle.apply(image, Frame(frame.top, frame.left, mirrored))[None])[0].cpu()
-                    for mirrored in ((False, True) if flags.random_flip else (False,))
+                    mirrored: self.moments(
+                        torch.stack([middle.apply(image, Frame(frame.top, frame.left, mirrored)) for image in images])
+                    ).cpu()
+                    for mirrored in ((False, True) if framing.flip else (False,))
                 }
         self.encoded = encoded
         if self.texts_stay and len(captions) * 77 * 1024 * 4 < _free_memory() / 4:
             self.texts = {text: self.read([text])[0].cpu() for text in captions if isinstance(text, str)}
 
-    texts_stay: ClassVar[bool] = True
+    view_count: ClassVar[int] = 1
+    """How many pictures :meth:`views` gives."""
+
+    texts_stay: bool = True
     """Whether a text is encoded the same way at every step: no part that reads texts is trained."""
 
     @torch.no_grad()
@@ -186,15 +205,26 @@ class LatentRecipe(Recipe):
         law = self.pipe.vae.encode(pixels.to(self.device, self.pipe.vae.dtype)).latent_dist
         return torch.stack([law.mean.float(), law.std.float()], 1)
 
+    def law(self, batch: Mapping[str, Any]) -> Tensor:
+        """(rows, views, 2, channels, height, width): mean and standard deviation of all latents of a batch."""
+        if "moments" in batch:
+            return batch["moments"]
+        pixels = batch["pixels"]
+        return self.moments(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+
     def latents(self, batch: Mapping[str, Any], draws: Draws) -> Tensor:
         """Latents of a batch's pictures, drawn as the autoencoder says and scaled."""
-        moments = batch["moments"] if "moments" in batch else self.moments(batch["pixels"])
-        mean, std = moments.unbind(1)
+        return self.drawn(self.law(batch)[:, 0], draws)
+
+    def drawn(self, law: Tensor, draws: Draws) -> Tensor:
+        mean, std = law.unbind(1)
         return (mean + std * draws.normal(tuple(mean.shape))) * self.pipe.vae.config.scaling_factor
 
-    def states(self, batch: Mapping[str, Any]) -> Tensor:
-        """What the text encoder says of a batch's texts, ``(rows, tokens, dim)``."""
+    def states(self, batch: Mapping[str, Any], encoder: Any = None) -> Tensor:
+        """What the text encoder says of a batch's texts, ``(rows, tokens, dim)``; or another one, that is trained."""
         texts = batch["text"]
+        if encoder is not None:
+            return self.read(texts, encoder)
         if all(text in self.texts for text in texts):
             return torch.stack([self.texts[text] for text in texts]).to(self.device)
         with torch.no_grad():
@@ -208,8 +238,7 @@ class LatentRecipe(Recipe):
             return_tensors="pt",
         ).input_ids  # fmt: skip
         encoder = pipe.text_encoder if encoder is None else encoder
-        with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in encoder.parameters())):
-            return encoder(tokens.to(self.device))[0]
+        return encoder(tokens.to(self.device))[0]
 
     # -- the loss
 
@@ -263,16 +292,19 @@ class LatentRecipe(Recipe):
 
     def paint(self, networks: Mapping[str, Any], prompts: Sequence[str], count: int = 1, **call: Any) -> list[Any]:
         """Pictures of prompts, ``count`` each, from fixed seeds."""
-        pipe = self.with_networks(networks)
         for network in networks.values():
-            network.eval().to(self.device)
+            network.to(self.device)
+        pipe, size = self.with_networks(networks), self.flags.resolution
+        call = {"height": size, "width": size, "num_images_per_prompt": count, **call}
+        return [image for prompt in prompts for image in self.painted(pipe, prompt, **call)]
+
+    def painted(self, pipe: Any, prompt: str, **call: Any) -> list[Any]:
+        """A validation's pictures of a prompt."""
+        for network in pipe._networks().values():
+            network.eval()
         pipe.set_progress_bar_config(leave=False, desc="validation")
-        seed, images = self.flags.seed or 0, []
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            for prompt in prompts:
-                call = {"height": self.flags.resolution, "width": self.flags.resolution, **call}
-                images += pipe(prompt, num_images_per_prompt=count, seed=seed, **call).images
-        return images
+            return pipe(prompt, seed=self.flags.seed or 0, **call).images
 
 
 def _free_memory() -> int:

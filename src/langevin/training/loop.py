@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from langevin.training import checkpoints, hub, optimisers, rates, report
 from langevin.training.average import Average
-from langevin.training.data import Draws, Places, Some, Stream, collate, mixed, order
+from langevin.training.data import Places, Some, Stream, collate, mixed, order
 from langevin.training.flags import BadFlags
 from langevin.training.recipe import Recipe
 
@@ -245,7 +245,7 @@ class Run:
         places = batch.pop("place")
         torch.manual_seed(mixed(self.seed, places[0], "layers"))  # for dropout within the networks
         batch = {name: v.to(accelerator.device) if isinstance(v, Tensor) else v for name, v in batch.items()}
-        draws = Draws(self.seed, places, accelerator.device)
+        draws = self.recipe.draws(self.seed, places)
         with accelerator.accumulate(*self.networks.values()):
             with accelerator.autocast():
                 loss = self.recipe.loss(self.networks, batch, draws).mean()
@@ -303,7 +303,7 @@ class Run:
             places = batch.pop("place")
             batch = {n: v.to(self.accelerator.device) if isinstance(v, Tensor) else v for n, v in batch.items()}
             with self.accelerator.autocast():
-                losses.append(self.recipe.loss(self.networks, batch, Draws(0, places, self.accelerator.device)))
+                losses.append(self.recipe.loss(self.networks, batch, self.recipe.draws(0, places)))
         for network in self.networks.values():
             network.train()
         return torch.cat(losses).mean().item()

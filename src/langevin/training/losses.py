@@ -97,7 +97,8 @@ def huber(error: Tensor, delta: float = 0.1) -> Tensor:
     """2δ·(√(e² + δ²) - δ): e² near zero, 2δ·|e| far from it (pseudo-Huber, Charbonnier et al. 1997), which outliers
     in the data disturb less.
     """
-    return 2 * delta * ((error.square() + delta**2).sqrt() - delta)
+    square = error.square()
+    return 2 * delta * square / ((square + delta**2).sqrt() + delta)  # without a difference of nearly equal numbers
 
 
 def mean_of_rows(values: Tensor, mask: Tensor | None = None) -> Tensor:

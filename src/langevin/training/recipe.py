@@ -65,6 +65,10 @@ class Recipe:
         """(rows,) the loss of each row of a batch. What is random comes from ``draws``."""
         raise NotImplementedError
 
+    def draws(self, seed: int, places: Sequence[int]) -> Draws:
+        """A batch's random numbers, from the run's seed and the places of the batch's rows."""
+        return Draws(seed, places, self.device)
+
     def after_step(self, networks: Mapping[str, nn.Module]) -> None:
         """Called after every step of the optimiser."""
 

@@ -35,7 +35,8 @@ class Codebook(nn.Module):
             triple, of which the last are the vectors' numbers, ``(batch · height · width,)``.
         """
         rows = z.permute(0, 2, 3, 1)
-        table = self.embedding.weight
+        # asked for, not read, since an offloaded table comes when it is asked
+        table = self.embedding(torch.arange(self.embedding.num_embeddings, device=z.device))
         distances = torch.cdist(rows.reshape(-1, table.shape[1]).float(), table.float())
         numbers = distances.argmin(dim=1)
         nearest = self.embedding(numbers).view(rows.shape)
@@ -56,7 +57,7 @@ class Codebook(nn.Module):
         Raises:
             ValueError: a number is not one of the book, or there are others than ``shape`` has places for.
         """
-        count, dim = self.embedding.weight.shape
+        count, dim = self.embedding.num_embeddings, self.embedding.embedding_dim
         if indices.is_floating_point():
             raise ValueError(f"codes are {indices.dtype}; whole numbers from 0 to {count - 1} are needed")
         if indices.numel() and not indices.is_meta:

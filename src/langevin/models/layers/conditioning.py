@@ -203,11 +203,11 @@ def attention_bias(mask: Tensor | None, like: Tensor, name: str) -> Tensor | Non
     return ((1 - mask.to(like.dtype)) * -10000.0)[:, None, None]
 
 
-def check_sample(sample: Tensor, channels: int, multiple: int = 1) -> None:
-    """Raise one line if ``sample`` is not (batch, channels, height, width), with sides multiples of ``multiple``."""
-    if sample.ndim != 4 or sample.shape[1] != channels:
+def check_sample(sample: Tensor, channels: int, multiple: int = 1, axes: tuple[str, ...] = ("height", "width")) -> None:
+    """Raise one line if ``sample`` is not (batch, channels, *axes), with sides (of two) multiples of ``multiple``."""
+    if sample.ndim != 2 + len(axes) or sample.shape[1] != channels:
         raise ValueError(
-            f"sample has shape {tuple(sample.shape)}; this network takes (batch, {channels}, height, width)"
+            f"sample has shape {tuple(sample.shape)}; this network takes (batch, {channels}, {', '.join(axes)})"
         )
     if multiple > 1 and (sample.shape[-2] % multiple or sample.shape[-1] % multiple):
         raise ValueError(

@@ -46,6 +46,8 @@ class LatentPipeline(DiffusionPipeline):
 
     _stage_name = ""  # where a call has several
     _resample = "lanczos"  # how given pictures are resized
+    _least_side = 64  # of latents, which the first configs say are 32 where 64 is meant
+    _usual_guidance = 7.5  # where neither the caller nor the checkpoint says
 
     #: parts that pipelines of the family with other constructors may lack
     safety_checker: Any = None
@@ -87,19 +89,45 @@ class LatentPipeline(DiffusionPipeline):
                 the caller's ``control`` and ``guiders``; among them may be another kind of guidance.
             size: height and width in pixels, where they are not what ``given`` says.
         """
+        call, setup = self.begin(given, parts, size)
+        return self.hand_over(call, setup, call.denoise(setup))
+
+    def begin(
+        self,
+        given: FamilyGiven,
+        parts: Sequence[Guider] = (),
+        size: Sequence[int] | None = None,
+        call: Call | None = None,
+        told: Reading | None = None,
+        **more: Any,
+    ) -> tuple[Call, Setup]:
+        """A call before it denoises, and its stage; or the next stage of a ``call`` that is under way.
+
+        Arguments are those of :meth:`generate`. What the network is ``told`` is read, unless it is given; ``more`` goes
+        to :meth:`stage`.
+        """
         given = self.scaled(given)
         size = size or self.size(given.height, given.width)
         run = self.plan(given)
-        told = self.read(given, steps=len(run) if given.own_schedule else given.num_inference_steps)
-        call = Call(self, given, told.batch)
+        told = told or self.read(given, steps=len(run) if given.own_schedule else given.num_inference_steps)
+        call = call or Call(self, given, told.batch)
         parts = [*parts, *self.earlier(call, given)]
-        setup = self.stage(call, given, told, parts, size, run=run)
-        return self.hand_over(call, setup, call.denoise(setup))
+        return call, self.stage(call, given, told, parts, size, run=run, **more)
+
+    def make(self, given: Any) -> Any:
+        """Make pictures as :meth:`prepared` says."""
+        return self.generate(given, *self.prepared(given))
+
+    def prepared(self, given: Any) -> tuple[list[Guider], Sequence[int] | None]:
+        """What a call with such arguments hands to :meth:`generate` and :meth:`begin`: the pipeline's own guiders, and
+        the size.
+        """
+        return [], None
 
     def scaled(self, given: T) -> T:
         """The call's arguments with the checkpoint's own scale of guidance, where none is given."""
         if given.guidance_scale is None:
-            return given.changed(guidance_scale=self.call_default("guidance_scale", 7.5))
+            return given.changed(guidance_scale=self.call_default("guidance_scale", self._usual_guidance))
         return given
 
     def stage(
@@ -202,7 +230,7 @@ class LatentPipeline(DiffusionPipeline):
         config = self.unet.config
         own = config.sample_size or 64  # Versatile Diffusion's says nothing
         if isinstance(own, int) and _before_0_9(config.get("_diffusers_version")):
-            own = max(own, 64)  # the first configs say 32 where 64 is meant
+            own = max(own, self._least_side)
         own_height, own_width = (own, own) if isinstance(own, int) else own
         size = height or own_height * factor, width or own_width * factor
         check_size(size, factor)
@@ -259,7 +287,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, LatentPipeline):
     def read(self, given: TextGiven, steps: int) -> Reading:
         """The texts of a call, as branches of conditions."""
         positive, negative = self.given_embeds(given)
-        return self.reader.read(
+        return self.reads(given).read(
             given.prompt,
             given.negative_prompt,
             pictures=given.num_images_per_prompt,
@@ -290,9 +318,10 @@ class StableDiffusionBase(TextualInversionLoaderMixin, LatentPipeline):
         clip_skip_negative: bool = False,
         prompt_weighting: str = "compel",
         long_prompts: Literal["chunk", "cut"] = "chunk",
+        reader: TextReader | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Embeddings of prompt and negative prompt, ``(prompts · pictures, tokens, dim)`` each."""
-        branches = self.reader.encode(
+        branches = (reader or self.reader).encode(
             prompt,
             negative_prompt,
             How(clip_skip, clip_skip_negative, prompt_weighting, long_prompts),
@@ -304,6 +333,10 @@ class StableDiffusionBase(TextualInversionLoaderMixin, LatentPipeline):
         place = device or self._execution_device
         embeds = {name: told["encoder_hidden_states"].to(place) for name, told in branches.items()}
         return embeds["positive"], embeds.get("negative")
+
+    def reads(self, given: Any) -> TextReader:
+        """What turns the texts of a call into branches of conditions."""
+        return self.reader
 
     _reader_class: type[TextReader] = CLIPReader
 

@@ -9,9 +9,7 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from langevin.checks import Count, Range
-from langevin.codecs.pixels import PlainCodec
 from langevin.guiders.base import Guider
-from langevin.guiders.classifier_free import ClassifierFreeGuidance
 from langevin.guiders.image_embedding import ImageEmbedding
 from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.call import Call
@@ -19,7 +17,7 @@ from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import TextGiven, middle
 from langevin.pipelines.stable_diffusion.text_to_image import TextToImageGiven
-from langevin.prompts.readers.pooled import PooledReader
+from langevin.pipelines.unclip.prior import PriorGiven, clip_reader, picture_vectors
 
 NO_ADAPTERS = "ip_adapter_image ip_adapter_image_embeds"
 
@@ -39,22 +37,16 @@ class UnCLIPGiven(TextGiven):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StableUnCLIPGiven(UnCLIPGiven, TextToImageGiven):
+class StableUnCLIPGiven(UnCLIPGiven, PriorGiven, TextToImageGiven):
     """Arguments of :class:`StableUnCLIPPipeline`.
 
     Args:
         prompt: a text, or one per picture. The prior reads it too, so embeddings cannot take its place.
-        prior_num_inference_steps: of the prior's run.
-        prior_guidance_scale: how strictly the prior follows the prompt; 1 is off.
-        prior_latents: the noise that the prior begins with, ``(pictures, dim)``.
         prior_skips: where the prior's scheduler is a :class:`langevin.UnCLIPScheduler`: go from each timestep to the
             next one of the run, as is right. False goes down by a single timestep each time, as the reference does.
     """
 
     num_inference_steps: Count = field(default=20, kw_only=False)
-    prior_num_inference_steps: Count = 25
-    prior_guidance_scale: float = 4.0
-    prior_latents: Tensor | None = None
     prior_skips: bool = False
 
     positional = (
@@ -124,7 +116,8 @@ class StableUnCLIPPipeline(UnCLIPBase):
 
     def earlier(self, call: Call, given: StableUnCLIPGiven) -> list[Guider]:
         """The prior's stage."""
-        text = self.prior_reader.read(
+        reader = clip_reader(self.prior_tokenizer, self.prior_text_encoder, self._execution_device, self.prior.dtype)
+        text = reader.read(
             given.prompt,
             pictures=given.num_images_per_prompt,
             steps=given.prior_num_inference_steps,
@@ -132,31 +125,5 @@ class StableUnCLIPPipeline(UnCLIPBase):
             prompt_weighting=given.prompt_weighting,
             long_prompts="cut",
         )
-        stage = call.stage(
-            self.prior,
-            self.prior_scheduler,
-            (text.batch, self.prior.config.embedding_dim),
-            text.branches,
-            [*([] if text.guider is None else [text.guider]), ClassifierFreeGuidance(given.prior_guidance_scale)],
-            steps=given.prior_num_inference_steps,
-            options={"eta": given.eta, "by_one": not given.prior_skips},
-            codec=PlainCodec(),
-            dtype=text.dtype,
-            latents=given.prior_latents,
-            name="prior",
-            encode_text=text.again,
-            pictures=given.num_images_per_prompt,
-        )
-        return [self.about(self.prior.post_process_latents(call.denoise(stage)), given)]
-
-    @property
-    def prior_reader(self) -> PooledReader:
-        """What turns texts into what the prior is told."""
-        return PooledReader(
-            self.prior_tokenizer,
-            self.prior_text_encoder,
-            outputs={"encoder_hidden_states": "tokens", "proj_embedding": "text_embeds", "attention_mask": "filled"},
-            one_window=True,
-            device=self._execution_device,
-            dtype=self.prior.dtype,
-        )
+        options = {"eta": given.eta, "by_one": not given.prior_skips}
+        return [self.about(picture_vectors(call, self.prior, self.prior_scheduler, text, options), given)]

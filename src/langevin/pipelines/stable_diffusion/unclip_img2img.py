@@ -10,7 +10,7 @@ from torch import Tensor
 from langevin.pipelines.given import takes
 from langevin.pipelines.stable_diffusion.given import Side, middle
 from langevin.pipelines.stable_diffusion.unclip import NO_ADAPTERS, UnCLIPBase, UnCLIPGiven
-from langevin.prompts.readers.vision import VisionReader
+from langevin.prompts.readers.vision import vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +83,7 @@ class StableUnCLIPImg2ImgPipeline(UnCLIPBase):
             given = given.changed(guidance_scale=self.call_default("guidance_scale", 10.0))
         embeds = given.image_embeds
         if embeds is None:
-            reader = VisionReader(
-                self.image_encoder,
-                self.feature_extractor,
-                outputs={"embeds": "image_embeds"},
-                device=self._execution_device,
-            )
-            embeds = reader.encode(given.image, True if isinstance(given.image, Tensor) else None)["embeds"]
+            prepared = True if isinstance(given.image, Tensor) else None
+            device = self._execution_device
+            embeds = vectors(self.image_encoder, self.feature_extractor, given.image, prepared, device)
         return self.generate(given, [self.about(embeds, given)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from langevin.checks import Count, Range
 from langevin.codecs.base import Codec, check_size
 from langevin.codecs.vae import VaeCodec
+from langevin.guiders.base import Guider
 from langevin.guiders.low_resolution import LowResolution
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import takes
@@ -44,15 +45,7 @@ class UpscaleGiven(TextGiven):
 
 
 class UpscaleCodec(VaeCodec):
-    """An autoencoder with a scale of its own.
-
-    Args:
-        scale: of the latents; the autoencoder's if None.
-    """
-
-    def __init__(self, vae: Any, scale: float | None) -> None:
-        super().__init__(vae)
-        self.scale = scale or self.scale
+    """An autoencoder that may be of another dtype than the latents already when they are divided by its scale."""
 
     def decode(self, latents: Tensor) -> Tensor:
         return super().decode(latents.to(self.vae.dtype))  # which may be kept in float32, since it overflows in float16
@@ -78,6 +71,7 @@ class StableDiffusionUpscalePipeline(StableDiffusionBase):
     _optional_components = ["watermarker", "safety_checker", "feature_extractor"]
     _scheduler_needs: Mapping[str, Any] = {}  # the reference leaves old schedulers as they are here
     _resample = "bicubic"
+    _usual_guidance = 9.0
 
     scaling_factor: float | None = 0.08333
 
@@ -104,17 +98,18 @@ class StableDiffusionUpscalePipeline(StableDiffusionBase):
     @takes(UpscaleGiven)
     def __call__(self, given: UpscaleGiven) -> Any:
         """Make pictures larger."""
+        return self.make(given)
+
+    def prepared(self, given: UpscaleGiven) -> tuple[list[Guider], Sequence[int] | None]:
         most = self.config.max_noise_level
         if given.noise_level > most:
             raise ValueError(f"noise_level is {given.noise_level}; this upscaler knows 0 to {most}")
-        if given.guidance_scale is None:
-            given = given.changed(guidance_scale=self.call_default("guidance_scale", 9.0))
         factor = self.vae_scale_factor
         check_size((given.height or factor**2, given.width or factor**2), factor**2)
         pixels = self.pixels(given.image, *(side and side // factor for side in (given.height, given.width)))
         height, width = pixels.shape[-2:]
         shown = LowResolution(pixels, given.noise_level, self.low_res_scheduler)
-        return self.generate(given, [shown], (height * factor, width * factor))
+        return [shown], (height * factor, width * factor)
 
     def hand_out(self, call: Call, pixels: Tensor) -> Any:
         made = super().hand_out(call, pixels)

@@ -161,3 +161,11 @@ class VisionReader:
 
     def _ready(self, value: Tensor) -> Tensor:
         return value.to(device=self.device, dtype=self.dtype)
+
+
+def vectors(
+    image_encoder: Any, feature_extractor: Any, image: Any, prepared: bool | None, device: torch.device | str
+) -> Tensor:
+    """CLIP's vectors of pictures, ``(n, dim)``; see :class:`VisionReader`."""
+    reader = VisionReader(image_encoder, feature_extractor, outputs={"embeds": "image_embeds"}, device=device)
+    return reader.encode(image, prepared)["embeds"]

@@ -8,6 +8,9 @@ from typing import Any
 RECIPES = {
     "unconditional": "Unconditional",
     "text_to_image": "TextToImage",
+    "dreambooth": "DreamBooth",
+    "controlnet": "ControlNet",
+    "instruct_pix2pix": "InstructPix2Pix",
 }
 """From a recipe's name, which is its file's, to its class."""
 

@@ -15,7 +15,7 @@ from langevin.checks import Count
 from langevin.training import losses
 from langevin.training.average import Average, powered
 from langevin.training.data import Draws, Framing, Row, picture, rows_of
-from langevin.training.flags import PictureFlags, Rate
+from langevin.training.flags import Filter, PictureFlags, Rate, RateName
 from langevin.training.recipe import Recipe
 
 LEVELS = 6
@@ -32,6 +32,7 @@ class UnconditionalFlags(PictureFlags):
     """Train a diffusion model on pictures alone.
 
     Args:
+        num_epochs: how often every picture is used, as num_train_epochs is elsewhere.
         model_config_name_or_path: folder with the config.json of a UNet2DModel, whose weights begin anew.
         preserve_input_precision: pictures are always read as they are here.
         eval_batch_size: pictures of a validation.
@@ -46,10 +47,9 @@ class UnconditionalFlags(PictureFlags):
 
     output_dir: str = "ddpm-model-64"
     resolution: Count = 64
-    image_interpolation_mode: Literal[
-        "nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos"
-    ] = "bilinear"
-    lr_scheduler: Any = "cosine"
+    image_interpolation_mode: Filter = "bilinear"
+    lr_scheduler: RateName = "cosine"
+    num_epochs: Count = 100
     adam_beta1: Rate = 0.95
     adam_weight_decay: Rate = 1e-6
     tracker_project_name: str = "train_unconditional"
@@ -78,6 +78,7 @@ class Unconditional(Recipe):
 
     def check(self) -> None:
         self.flags.report_to = self.flags.logger or self.flags.report_to
+        self.flags.num_train_epochs = self.flags.num_epochs
         super().check()
 
     def load(self) -> Mapping[str, nn.Module]:

@@ -1,0 +1,1 @@
+"""DeepFloyd IF: pictures made as pixels, small ones from a text, then larger ones from them."""

@@ -1,0 +1,1 @@
+"""unCLIP's pipelines: a prior from texts to pictures' vectors, a decoder, super-resolution."""
