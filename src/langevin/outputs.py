@@ -111,6 +111,15 @@ class UNet2DConditionOutput(BaseOutput):
 
 
 @dataclass
+class Transformer2DModelOutput(BaseOutput):
+    """``sample``: a map like the one given, ``(batch, channels, height, width)``, or log p of codes, ``(batch, codes,
+    places)``.
+    """
+
+    sample: Tensor
+
+
+@dataclass
 class UNet3DConditionOutput(BaseOutput):
     """``sample`` (batch, out_channels, frames, height, width): what the network predicts."""
 

@@ -181,6 +181,20 @@ def test_clip_is_aligned_as_versatile_diffusion_does(clip_tokenizer):
     close(torch.cat([main(ours, "negative"), main(ours)]), theirs)
 
 
+def test_learned_words_are_aligned_by_the_prompts_end_in_old_models_too(clip_tokenizer):
+    tokenizer = copy.deepcopy(clip_tokenizer)
+    tokenizer.add_tokens("<toy>")  # of a higher number than the mark of the end
+    now = tiny.clip_encoder(tokenizer, projection=10)
+    old = type(now)(type(now.config)(**{**now.config.to_dict(), "eos_token_id": 2})).eval()
+    old.load_state_dict(now.state_dict())
+    with torch.no_grad():
+        wanted, given = (main(AlignedReader(tokenizer, one).read("a <toy> of wood")) for one in (now, old))
+        wrong = old(torch.tensor([tokenizer("a <toy> of wood").input_ids])).text_embeds
+        right = now(torch.tensor([tokenizer("a <toy> of wood").input_ids])).text_embeds
+    assert (right - wrong).abs().max() > 1e-3
+    close(given, wanted)
+
+
 def test_clip_is_brought_to_length_1_as_vq_diffusion_does(clip_tokenizer):
     from diffusers import VQDiffusionPipeline
 

@@ -114,7 +114,9 @@ def vary(picture: Path, **options: Any) -> None:
     image = read(picture)
 
     def prepare(pipe: Any) -> tuple[Any, dict[str, Any]]:
-        _check_kind(pipe, "vary", "StableDiffusionImageVariationPipeline")
+        versatile = "VersatileDiffusionImageVariationPipeline"
+        pipe = _as(pipe, versatile, "VersatileDiffusionPipeline")
+        _check_kind(pipe, "vary", "StableDiffusionImageVariationPipeline", versatile)
         return pipe, {"image": image}
 
     generate(prepare=prepare, prompt=None, negative=None, grammar=None, **options)

@@ -141,4 +141,4 @@ def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
 
 def _fitting(images: Tensor, size: Sequence[int]) -> Tensor:
     """To the size of what was decoded: sounds are cut back to the length that was asked for."""
-    return images[..., : size[0]] if images.ndim == 3 else _resized(images, size[-2:])
+    return images[..., : size[0]] if images.ndim == 3 else _resized(images, size)

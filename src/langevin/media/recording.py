@@ -219,7 +219,7 @@ def parts_state(pipeline: Any, known: Collection[str] = ("scheduler",)) -> tuple
     lost: list[str] = []
     try:
         parts = {name: _unwrapped(part) for name, part in pipeline.components.items() if part is not None}
-        if numbers := _freeu(parts.get("unet")):
+        if numbers := _freeu(parts.get("unet", parts.get("image_unet"))):
             state["freeu"] = numbers
         words = [word for part in parts.values() for word in _learned_words(part)]
         if words:

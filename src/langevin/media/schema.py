@@ -74,6 +74,10 @@ def _is_text(value: Any) -> bool:
 _TEXT = (_is_text, f"a text of at most {_MAX_TEXT} characters")
 _NAME = (lambda v: isinstance(v, str) and 0 < len(v) <= 4096 and "\0" not in v, "a name of at most 4096 characters")
 _TEXTS = (lambda v: _is_text(v) or (isinstance(v, list) and all(map(_is_text, v))), "a text, or a list of texts")
+_TEXTS_OR_PICTURE = (
+    lambda v: _TEXTS[0](v) or (isinstance(v, dict) and set(v) in ({"file", "sha256"}, {"png"})),
+    "a text, a list of texts, or a picture",
+)
 _YES_OR_NO = (lambda v: isinstance(v, bool), "true or false")
 
 TABLE: dict[str, tuple[Check, str]] = {
@@ -94,7 +98,7 @@ TABLE: dict[str, tuple[Check, str]] = {
     "num_frames": _whole(1, MAX_FRAMES),
     "decode_chunk_size": _whole(1, MAX_FRAMES),
     "fps": _number(0.1, 240),
-    **dict.fromkeys(("strength", "inpaint_strength"), _number(0, 1)),
+    **dict.fromkeys(("strength", "inpaint_strength", "text_to_image_strength", "truncation_rate"), _number(0, 1)),
     "eta": _number(0),
     **dict.fromkeys(("audio_length_in_s", "mask_start_secs", "mask_end_secs"), _number(0, 3600)),
     "steps": _whole(1, MAX_STEPS),
@@ -114,15 +118,25 @@ TABLE: dict[str, tuple[Check, str]] = {
     "cross_attention_guidance_amount": _number(),
     "unscaled": _YES_OR_NO,
     **dict.fromkeys(("source_prompts", "target_prompts"), _listed(_MAX_ITEMS, (str,), "texts")),
+    "class_labels": _edits((int,), "whole numbers"),
     "reverse_editing_direction": _edits((bool,), "true or false"),
     **dict.fromkeys(("timesteps", "sigmas"), _listed(MAX_STEPS, (int, float), "numbers")),
     **dict.fromkeys(("model", "pipeline", "scheduler", "dtype", "device", "langevin"), _NAME),
     **dict.fromkeys(("prompt_weighting", "long_prompts", "safety_action", "surroundings"), _NAME),
-    **dict.fromkeys(("prompt", "negative_prompt", "editing_prompt", "source_prompt"), _TEXTS),
+    **dict.fromkeys(("prompt", "editing_prompt", "source_prompt"), _TEXTS),
+    "negative_prompt": _TEXTS_OR_PICTURE,
     "safety_concept": _TEXT,
     **dict.fromkeys(("keep_outside", "guess_mode", "pair_images", "source_as_noise", "prepared"), _YES_OR_NO),
     **dict.fromkeys(
-        ("add_predicted_noise", "prior_skips", "scale_image", "exact_levels", "clean_caption", "as_published"),
+        (
+            "add_predicted_noise",
+            "prior_skips",
+            "scale_image",
+            "exact_levels",
+            "clean_caption",
+            "as_published",
+            "grey_negative",
+        ),
         _YES_OR_NO,
     ),
     **dict.fromkeys(("circular_padding", "scaled_input", "clip_skip_negative"), _YES_OR_NO),

@@ -193,7 +193,7 @@ class ModelMixin(nn.Module, ConfigMixin):
         fresh = weights.without_storage(model)
         if fresh:
             with weights.Measured(held, fast=False):
-                initialised = cls(**model._own_settings())
+                initialised = type(model)(**model._own_settings())
             for name in fresh:
                 _put(model, name, _get(initialised, name))
         started = info["missing_keys"] + [key for key, *_ in info["mismatched_keys"]]

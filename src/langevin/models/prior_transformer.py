@@ -136,7 +136,7 @@ class PriorTransformer(ModelMixin):
         mask = None if attention_mask is None else self._mask(attention_mask, x)
         x = x if self.norm_in is None else self.norm_in(x)
         for block in self.transformer_blocks:
-            x = block(x, mask, attention)
+            x = block(x, mask=mask, attention=attention)
         x = self.norm_out(x)
         answer = self.proj_to_clip_embeddings(x[:, place:] if self.prd_embedding is None else x[:, -1])
         return PriorTransformerOutput(answer) if return_dict else (answer,)

@@ -150,8 +150,7 @@ class UNet2DConditionModel(FreeUStages, WayDown, ModelMixin):
             )
             for i, name in zip(up, up_block_types, strict=True)
         )
-        if any(stage.kind.family == "ncsn" for stage in (*self.down_blocks, *self.up_blocks)):
-            raise ValueError("stages with a picture pyramid (Skip in their name) are for UNet2DModel; choose others")
+        self._check_families({stage.kind.family for stage in (*self.down_blocks, *self.up_blocks)})
         self._divisor, self._multiple = divisors(self.down_blocks, self.up_blocks)
         self._looks_at_text = any(stage.has_cross_attention for stage in (*self.down_blocks, *self.up_blocks))
         self.disable_freeu()
@@ -159,9 +158,22 @@ class UNet2DConditionModel(FreeUStages, WayDown, ModelMixin):
         self.conv_norm_out: Any = None
         self.conv_act: Any = None
         if norm_num_groups is not None:
-            self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
+            self.conv_norm_out = self._norm(norm_num_groups, channels[0], eps=norm_eps)
             self.conv_act = activation(act_fn)
-        self.conv_out = nn.Conv2d(channels[0], out_channels, conv_out_kernel, padding=(conv_out_kernel - 1) // 2)
+        self.conv_out = self._last_layer(channels[0])
+
+    _norm: type[nn.GroupNorm] = nn.GroupNorm
+
+    def _last_layer(self, width: int) -> nn.Module:
+        kernel = self.config["conv_out_kernel"]
+        return nn.Conv2d(width, self.config["out_channels"], kernel, padding=(kernel - 1) // 2)
+
+    @staticmethod
+    def _check_families(families: set[str]) -> None:
+        if "ncsn" in families:
+            raise ValueError("stages with a picture pyramid (Skip in their name) are for UNet2DModel; choose others")
+        if "flat" in families:
+            raise ValueError("stages for vectors (Flat in their name) are for UNetFlatConditionModel; choose others")
 
     @classmethod
     def convert_state_dict(cls, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

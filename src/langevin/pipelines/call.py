@@ -26,8 +26,8 @@ from langevin.prompts.lengths import by_length, ragged
 from langevin.randomness import noise_for
 
 logger = logging.getLogger(__name__)
-TEXTS = ("prompt", "negative_prompt", "source_prompt")
-"""Arguments that are one text or one per prompt; each picture records its own."""
+TEXTS = ("prompt", "negative_prompt", "source_prompt", "class_labels")
+"""Arguments that are one text (or number of a class) or one per prompt; each picture records its own."""
 
 
 class Call:
@@ -231,7 +231,7 @@ class Call:
         """What is written into each picture: its own seed, its own prompt, the pictures that it was made from."""
         count = len(self.seeds)
         arguments = self.given.record()
-        texts = {name: arguments.pop(name) for name in TEXTS if name in arguments}
+        texts = {name: arguments.pop(name) for name in TEXTS if _is_text(arguments.get(name))}
         spread = self.pipeline.spread_arguments(self.given)
         lists = any(isinstance(arguments[name], (list, tuple)) for name in spread)
         alike = count == 1 or not (lists or arguments.get("control") or arguments.get("guiders"))
@@ -301,6 +301,10 @@ class Over:
 def _brought(latents: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Given latents where they are needed; codes stay whole numbers."""
     return latents.to(device, dtype if latents.is_floating_point() else None)
+
+
+def _is_text(value: Any) -> bool:
+    return all(isinstance(one, str | int) for one in (value if isinstance(value, (list, tuple)) else [value]))
 
 
 def _of_row(texts: Any, k: int, count: int) -> Any:

@@ -81,6 +81,8 @@ class Callbacks:
         if name == "prompt_embeds":
             shown = text_branches(setup) if guided(setup) else ["positive"]
             embeds = [setup.branches[branch][TEXT] for branch in shown if TEXT in setup.branches[branch]]
+            if len({one.shape[1:] for one in embeds}) > 1:  # texts of different lengths
+                return setup.branches["positive"][TEXT]
             return torch.cat(embeds) if len(embeds) > 1 else embeds[0] if embeds else None
         if name == "negative_prompt_embeds":
             return setup.branches.get("negative", {}).get(TEXT)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from langevin.models.layers import sampling
+from langevin.models.layers import flat, sampling
 from langevin.models.layers.kinds import Kind, Options
 from langevin.models.layers.map_attention import Call, map_attention
 from langevin.models.layers.resnet import ResnetBlock
@@ -40,7 +40,8 @@ class _Stage(nn.Module):
     def _add_attention(self, channels: list[int], o: Options, self_attention: bool = True) -> None:
         """Attention of the stage's kind for maps of these channels."""
         if self.kind.attention is not None:
-            self.attentions, self._run_attention = map_attention(self.kind.attention, channels, o, self_attention)
+            self.attentions, run = map_attention(self.kind.attention, channels, o, self_attention)
+            self._run_attention = flat.over_places(run) if self.kind.family == "flat" else run
 
     def _residuals(self) -> Iterable[Any]:
         """Each residual block, as :meth:`_run_residual` takes it."""
@@ -86,6 +87,9 @@ def _resnet(kind: Kind, o: Options, in_channels: int, out_channels: int, **more:
         options |= {"shortcut_bias": False}
     elif kind.family == "ncsn":
         options |= {"groups": min(in_channels // 4, 32), "groups_out": min(out_channels // 4, 32)}
+    elif kind.family == "flat":
+        in_channels, out_channels = in_channels * flat.PLACES, out_channels * flat.PLACES
+        options |= {"kernel": 1, "act": "silu"}
     return ResnetBlock(in_channels, out_channels, **(options | more))
 
 
@@ -123,6 +127,8 @@ class DownStage(_Stage):
             self.resnet_down = _resnet(kind, o, out_channels, out_channels, resample=sampling.fir_down, shortcut=True)
             self.skip_conv = nn.Conv2d(3, out_channels, 1)
             sampler = Resample(sampling.fir_down)
+        elif kind.family == "flat":
+            sampler = flat.FlatLinear(out_channels * flat.PLACES, out_channels * flat.PLACES)
         elif kind.resample == "resnet" or (kind.resample == "config" and o.resample == "resnet"):
             sampler = _resnet(kind, o, out_channels, out_channels, resample=sampling.average)
         else:
@@ -241,6 +247,8 @@ class UpStage(_Stage):
         elif upsample:
             if kind.family == "k":
                 sampler: nn.Module = Resample(sampling.mirrored_fir_up)
+            elif kind.family == "flat":
+                sampler = flat.FlatLinear(out_channels * flat.PLACES, out_channels * flat.PLACES)
             elif kind.resample == "resnet" or (kind.resample == "config" and o.resample == "resnet"):
                 sampler = _resnet(kind, o, out_channels, out_channels, resample=sampling.repeat)
             else:
@@ -294,7 +302,7 @@ class UpStage(_Stage):
 def divisors(down: nn.ModuleList, up: nn.ModuleList) -> tuple[int, int]:
     """What the stages divide height and width by, and of what the two must be multiples (1: any size runs)."""
     divisor = 2 ** (len(down) - 1)
-    return divisor, 1 if all(stage.kind.family == "plain" for stage in (*down, *up)) else divisor
+    return divisor, 1 if all(stage.kind.family in ("plain", "flat") for stage in (*down, *up)) else divisor
 
 
 def size_above(up: Any, skips: list[Tensor | None], sample: Tensor, divisor: int) -> tuple[int, int] | None:

@@ -101,6 +101,30 @@ class TimestepEmbedding(nn.Module):
         return x if self.post_act is None else self.post_act(x)
 
 
+class CodeEmbedding(nn.Module):
+    """Codes of a picture, row by row, as tokens that know their place: (batch, height * width) -> (batch, …, dim).
+
+    Raises:
+        ValueError: they are no whole numbers below ``codes``, or more than there are places.
+    """
+
+    def __init__(self, codes: int, dim: int, height: int, width: int) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(codes, dim)
+        self.height_emb = nn.Embedding(height, dim)
+        self.width_emb = nn.Embedding(width, dim)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        height, width = self.height_emb.num_embeddings, self.width_emb.num_embeddings
+        places = height * width
+        if codes.ndim != 2 or codes.is_floating_point() or codes.shape[1] > places:
+            given = f"{tuple(codes.shape)}, {codes.dtype}"
+            raise ValueError(f"codes are {given}; (batch, {places}) whole numbers are needed")
+        rows, columns = (torch.arange(side, device=codes.device) for side in (height, width))
+        grid = self.height_emb(rows)[:, None] + self.width_emb(columns)
+        return self.emb(codes) + grid.flatten(0, 1)[: codes.shape[1]]
+
+
 class AttentionPooling(nn.Module):
     """Tokens -> one vector: attention asked by their mean, as at the end of CLIP's ResNets (Radford et al., 2021).
 

@@ -42,7 +42,8 @@ class Kind:
         resample: ``conv`` or ``resnet`` (a residual block that resamples); ``config``: as the config says.
         embedding: whether the residual blocks are told the time.
         skips: going up, whether each layer is handed a map from the way down.
-        family: ``ncsn`` has a pyramid of pictures beside it (Song et al., 2021); ``k`` is k-diffusion's.
+        family: ``ncsn`` has a pyramid of pictures beside it (Song et al., 2021); ``k`` is k-diffusion's; ``flat`` has
+            vectors in the place of maps: see :mod:`.flat`.
         rescales: takes resnet_skip_time_act and resnet_out_scale_factor from the config.
         freeu: FreeU acts on it.
     """
@@ -68,11 +69,16 @@ DOWN = {
     "KCrossAttnDownBlock2D": Kind("k", family="k"),
     "DownEncoderBlock2D": Kind(embedding=False),
     "AttnDownEncoderBlock2D": Kind("self", embedding=False),
+    "DownBlockFlat": Kind(family="flat"),
+    "CrossAttnDownBlockFlat": Kind("cross", family="flat"),
 }
 MID = {
     "UNetMidBlock2D": Kind("self"),
     "UNetMidBlock2DCrossAttn": Kind("cross"),
     "UNetMidBlock2DSimpleCrossAttn": Kind("added", rescales=True),
+    "UNetMidBlockFlat": Kind(family="flat"),
+    "UNetMidBlockFlatCrossAttn": Kind("cross", family="flat"),
+    "UNetMidBlockFlatSimpleCrossAttn": Kind("added", family="flat", rescales=True),
 }
 UP = {
     "UpBlock2D": Kind(freeu=True),
@@ -86,6 +92,8 @@ UP = {
     "KCrossAttnUpBlock2D": Kind("k", family="k"),
     "UpDecoderBlock2D": Kind(embedding=False, skips=False),
     "AttnUpDecoderBlock2D": Kind("self", embedding=False, skips=False),
+    "UpBlockFlat": Kind(family="flat"),
+    "CrossAttnUpBlockFlat": Kind("cross", family="flat"),
 }
 
 

@@ -143,4 +143,9 @@ def map_attention(kind: str, channels: list[int], o: Options, self_attention: bo
     if len(depths) < len(channels):
         raise ValueError(f"a stage of {len(channels)} layers has transformer depths {depths}; give one, or one each")
     layers = nn.ModuleList(_build_cross(c, o, depth) for c, depth in zip(channels, depths, strict=False))
-    return layers, _run_dual if o.dual else _run_cross
+    return layers, run_of(layers[0])
+
+
+def run_of(transformer: nn.Module) -> Run:
+    """How a transformer over a map is called, or two in one."""
+    return _run_dual if isinstance(transformer, DualTransformer2D) else _run_cross

@@ -1,4 +1,4 @@
-"""Group normalisation whose scale and shift are predicted from something else."""
+"""Normalisation whose scale and shift are predicted from something else."""
 
 from __future__ import annotations
 
@@ -20,6 +20,22 @@ class AdaGroupNorm(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         scale, shift = self.linear(emb)[:, :, None, None].chunk(2, dim=1)
         return shift + F.group_norm(x, self.groups, eps=self.eps) * (1 + scale)
+
+
+class AdaLayerNorm(nn.Module):
+    """Layer norm of tokens, scaled and shifted by a table of timesteps (VQ-Diffusion: Gu et al., 2022).
+
+    ``x`` is (batch, tokens, dim), ``time`` (batch,), whole numbers below ``timesteps``; returns the shape of ``x``.
+    """
+
+    def __init__(self, dim: int, timesteps: int) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(timesteps, dim)
+        self.linear = nn.Linear(dim, 2 * dim)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        scale, shift = self.linear(F.silu(self.emb(time)))[:, None].chunk(2, dim=-1)
+        return shift + F.layer_norm(x, x.shape[-1:]) * (1 + scale)
 
 
 class SpatialNorm(nn.Module):

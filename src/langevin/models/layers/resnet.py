@@ -20,6 +20,7 @@ class ResnetBlock(nn.Module):
         embedding_use: where ``emb`` goes. ``default``: added before the second norm; ``scale_shift``: scales and shifts
             after it (Dhariwal & Nichol, 2021); ``ada_group``: both norms are :class:`AdaGroupNorm`; ``spatial``: both
             are :class:`SpatialNorm` and ``emb`` is a map.
+        kernel: size of the convolutions.
         inner_channels: between the two convolutions; None: ``out_channels``.
         groups, groups_out: groups of the first and second norm.
         resample: a function that halves or doubles a map, applied inside the block and on the shortcut.
@@ -35,6 +36,7 @@ class ResnetBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         *,
+        kernel: int = 3,
         inner_channels: int | None = None,
         embedding_dim: int | None = None,
         embedding_use: str = "default",
@@ -66,13 +68,13 @@ class ResnetBlock(nn.Module):
 
         self.norm1 = norm(in_channels, groups)
         inner = inner_channels or out_channels
-        self.conv1 = nn.Conv2d(in_channels, inner, 3, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, inner, kernel, padding=kernel // 2)
         self.time_emb_proj = None
         if embedding_dim is not None and not self.norm_takes_embedding:
             self.time_emb_proj = nn.Linear(embedding_dim, inner * (2 if embedding_use == "scale_shift" else 1))
         self.norm2 = norm(inner, groups_out or groups)
         self.dropout = dropout(dropout_p)
-        self.conv2 = nn.Conv2d(inner, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(inner, out_channels, kernel, padding=kernel // 2)
         self.conv_shortcut = None
         if in_channels != out_channels if shortcut is None else shortcut:
             self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=shortcut_bias)

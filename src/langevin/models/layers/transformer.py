@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from langevin.models.layers.activation import dropout
 from langevin.models.layers.attention import Attend, Attention
-from langevin.models.layers.normalization import AdaGroupNorm
+from langevin.models.layers.normalization import AdaGroupNorm, AdaLayerNorm
 
 
 class GEGLU(nn.Module):
@@ -26,28 +28,40 @@ class GEGLU(nn.Module):
 
 
 class GELU(nn.Module):
-    """gelu of one linear layer of the input."""
+    """gelu of one linear layer of the input, or what comes near it (Hendrycks & Gimpel, 2016, section 2)."""
 
-    def __init__(self, dim: int, inner: int) -> None:
+    def __init__(self, dim: int, inner: int, gelu: Callable[[Tensor], Tensor] = F.gelu) -> None:
         super().__init__()
         self.proj = nn.Linear(dim, inner)
+        self.gelu = gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x))
+        return self.gelu(self.proj(x))
+
+
+_GELUS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu-approximate": partial(F.gelu, approximate="tanh"),
+    "geglu-approximate": lambda x: x * torch.sigmoid(1.702 * x),  # no gate in it, whatever the name says
+}
 
 
 class FeedForward(nn.Module):
     """The token-wise network of a transformer block, four times as wide inside.
 
-    ``kind``: the layer in front, :class:`GEGLU` or :class:`GELU`.
+    ``act``: the layer in front: ``geglu``, ``gelu``, or ``gelu-approximate`` and ``geglu-approximate``, which come near
+    gelu.
 
     Attributes:
         chunk: ``(size, dim)`` works through x in parts of ``size`` along ``dim``: less memory, the same numbers.
     """
 
-    def __init__(self, dim: int, dropout_p: float = 0.0, kind: type[GEGLU] | type[GELU] = GEGLU) -> None:
+    def __init__(self, dim: int, dropout_p: float = 0.0, act: str = "geglu") -> None:
         super().__init__()
-        self.net = nn.ModuleList([kind(dim, 4 * dim), dropout(dropout_p), nn.Linear(4 * dim, dim)])
+        if act != "geglu" and act not in _GELUS:
+            raise ValueError(f"activation_fn={act!r} is unknown; use one of: geglu, {', '.join(_GELUS)}")
+        first = GEGLU(dim, 4 * dim) if act == "geglu" else GELU(dim, 4 * dim, _GELUS[act])
+        self.net = nn.ModuleList([first, dropout(dropout_p), nn.Linear(4 * dim, dim)])
         self.chunk: tuple[int, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,7 +98,14 @@ class GatedAttention(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention, feed-forward, each added to what it reads (Rombach et al., 2022, E.2.1).
 
-    ``only_context``: the first attention looks at the text too, not at the tokens themselves.
+    Args:
+        context_dim: width of the text; None: the second attention looks at the tokens themselves too.
+        second: whether there is a second attention.
+        only_context: the first attention looks at the text too, not at the tokens themselves.
+        timesteps: the attentions' norms are told the time, of so many (VQ-Diffusion: Gu et al., 2022).
+        bias: queries, keys and values have one.
+        act: of :class:`FeedForward`.
+        eps, affine: of the layer norms.
     """
 
     def __init__(
@@ -94,20 +115,31 @@ class TransformerBlock(nn.Module):
         heads: int,
         head_dim: int,
         context_dim: int | None,
+        second: bool = True,
         only_context: bool = False,
         upcast: bool = False,
         gated: bool = False,
         dropout_p: float = 0.0,
+        timesteps: int | None = None,
+        bias: bool = False,
+        act: str = "geglu",
+        eps: float = 1e-5,
+        affine: bool = True,
     ) -> None:
         super().__init__()
         shared: dict[str, Any] = {"heads": heads, "head_dim": head_dim, "upcast": upcast, "dropout_p": dropout_p}
+        shared |= {"bias": bias}
         self.only_context = only_context
-        self.norm1 = nn.LayerNorm(dim)
+
+        def norm() -> nn.Module:
+            return nn.LayerNorm(dim, eps, affine) if timesteps is None else AdaLayerNorm(dim, timesteps)
+
+        self.norm1 = norm()
         self.attn1 = Attention(dim, context_dim=context_dim if only_context else None, **shared)
-        self.norm2 = nn.LayerNorm(dim)
-        self.attn2 = Attention(dim, context_dim=context_dim, **shared)
-        self.norm3 = nn.LayerNorm(dim)
-        self.ff = FeedForward(dim, dropout_p)
+        self.norm2 = norm() if second else None
+        self.attn2 = Attention(dim, context_dim=context_dim, **shared) if second else None
+        self.norm3 = nn.LayerNorm(dim, eps, affine)
+        self.ff = FeedForward(dim, dropout_p, act)
         self.fuser = GatedAttention(dim, context_dim or dim, heads, head_dim) if gated else None
 
     def forward(
@@ -118,31 +150,28 @@ class TransformerBlock(nn.Module):
         context_mask: Tensor | None = None,
         attention: Attend | None = None,
         grounding: Tensor | None = None,
+        time: Tensor | None = None,
     ) -> Tensor:
-        """``x`` (batch, tokens, dim), ``context`` (batch, keys, context_dim); masks as in :class:`Attention`."""
-        x = x + self.attn1(self.norm1(x), context if self.only_context else None, mask, attention)
+        """``x`` (batch, tokens, dim), ``context`` (batch, keys, context_dim); masks as in :class:`Attention`; ``time``
+        (batch,), where the norms are told it.
+        """
+        told = () if time is None else (time,)
+        x = x + self.attn1(self.norm1(x, *told), context if self.only_context else None, mask, attention)
         if grounding is not None and self.fuser is not None:
             x = self.fuser(x, grounding, attention)
-        x = x + self.attn2(self.norm2(x), context, context_mask, attention)
+        if self.attn2 is not None and self.norm2 is not None:
+            x = x + self.attn2(self.norm2(x, *told), context, context_mask, attention)
         return x + self.ff(self.norm3(x))
 
 
-class PlainBlock(nn.Module):
-    """Self-attention and a feed-forward with gelu, normed before and added to what it reads; all layers have biases.
-    ``norm3`` is what checkpoints call the second norm.
+class PlainBlock(TransformerBlock):
+    """Self-attention and a feed-forward with gelu; all layers have biases. ``norm3`` is
+    what checkpoints call the second norm.
     """
 
     def __init__(self, dim: int, *, heads: int, head_dim: int, dropout_p: float = 0.0) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn1 = Attention(dim, heads=heads, head_dim=head_dim, bias=True, dropout_p=dropout_p)
-        self.norm3 = nn.LayerNorm(dim)
-        self.ff = FeedForward(dim, dropout_p, GELU)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None, attention: Attend | None = None) -> Tensor:
-        """``x`` (batch, tokens, dim); mask and attention as in :class:`Attention`."""
-        x = x + self.attn1(self.norm1(x), None, mask, attention)
-        return x + self.ff(self.norm3(x))
+        plain: dict[str, Any] = {"context_dim": None, "second": False, "bias": True, "act": "gelu"}
+        super().__init__(dim, heads=heads, head_dim=head_dim, dropout_p=dropout_p, **plain)
 
 
 class Transformer2D(nn.Module):
@@ -184,16 +213,25 @@ class Transformer2D(nn.Module):
         grounding: Tensor | None = None,
     ) -> Tensor:
         """``x`` (batch, channels, height, width), ``context`` (batch, keys, context_dim); ``x``'s shape is kept."""
-        h = self.norm(x)
-        if self.linear:
-            h = self.proj_in(h.flatten(2).transpose(1, 2))
-        else:
-            h = self.proj_in(h).flatten(2).transpose(1, 2).contiguous()
+        h = to_tokens(self, x)
         for block in self.transformer_blocks:
             h = block(h, context, mask, context_mask, attention, grounding)
-        if self.linear:
-            return x + self.proj_out(h).transpose(1, 2).unflatten(2, x.shape[2:])
-        return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]).contiguous())
+        return added_to_map(self, h, x)
+
+
+def to_tokens(layer: Any, x: Tensor) -> Tensor:
+    """A map's places as tokens, through the ``norm`` and ``proj_in`` of a :class:`Transformer2D` or its like."""
+    h = layer.norm(x)
+    if layer.linear:
+        return layer.proj_in(h.flatten(2).transpose(1, 2))
+    return layer.proj_in(h).flatten(2).transpose(1, 2).contiguous()
+
+
+def added_to_map(layer: Any, h: Tensor, x: Tensor) -> Tensor:
+    """Tokens added to the map that they come from, through ``proj_out``."""
+    if layer.linear:
+        return x + layer.proj_out(h).transpose(1, 2).unflatten(2, x.shape[2:])
+    return x + layer.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]).contiguous())
 
 
 class AdaptiveAttentionBlock(nn.Module):
@@ -264,6 +302,14 @@ class DualTransformer2D(nn.Module):
     def __init__(self, channels: int, **options: Any) -> None:
         super().__init__()
         self.transformers = nn.ModuleList([Transformer2D(channels, **options), Transformer2D(channels, **options)])
+
+    @classmethod
+    def of(cls, first: nn.Module, second: nn.Module) -> DualTransformer2D:
+        """Of two transformers that are there already."""
+        dual = cls.__new__(cls)
+        nn.Module.__init__(dual)
+        dual.transformers = nn.ModuleList([first, second])
+        return dual
 
     def forward(
         self,

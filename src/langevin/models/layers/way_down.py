@@ -68,8 +68,8 @@ class WayDown(Conditioning):
         c: Mapping[str, Any] = self.config
         channels, names = tuple(c["block_out_channels"]), c["down_block_types"]
         check_stages(down_block_types=names, block_out_channels=channels)
-        last, kernel = len(channels) - 1, c.get("conv_in_kernel", 3)
-        self.conv_in = nn.Conv2d(c["in_channels"], channels[0], kernel, padding=(kernel - 1) // 2)
+        last = len(channels) - 1
+        self.conv_in = self._first_layer(channels[0])
         self._emb_dim = self._add_conditioning(self._per_stage("cross_attention_dim")[0])
         layers = self._per_stage("layers_per_block")
         self.down_blocks = nn.ModuleList(
@@ -93,13 +93,23 @@ class WayDown(Conditioning):
         self.mid_block = MidStage(
             mid,
             channels[-1],
-            layers=0 if mid.attention == "self" else 1,
+            layers=0 if mid.attention in (None, "self") else 1,
             options=self._options(
                 last,
                 output_scale=c["mid_block_scale_factor"],
                 only_context=only_context and mid.attention == "added",
             ),
         )
+
+    def _first_layer(self, width: int) -> nn.Module:
+        """From what is given to the first map, of so many channels."""
+        kernel = self.config.get("conv_in_kernel", 3)
+        return nn.Conv2d(self.config["in_channels"], width, kernel, padding=(kernel - 1) // 2)
+
+    def _check_sample(self, sample: Tensor) -> None:
+        """Raise one line if the first layer cannot take it."""
+        hint_channels = 4 if self.config["addition_embed_type"] == "image_hint" else 0
+        check_sample(sample, self.config["in_channels"] - hint_channels, self._multiple)
 
     def _begin(
         self,
@@ -120,8 +130,7 @@ class WayDown(Conditioning):
         c: Mapping[str, Any] = self.config
         if self._looks_at_text:
             self._check_text(text, sample)
-        hint_channels = 4 if c["addition_embed_type"] == "image_hint" else 0
-        check_sample(sample, c["in_channels"] - hint_channels, self._multiple)
+        self._check_sample(sample)
         emb, hint = self._vector(sample, timestep, timestep_cond, class_labels, added, text)
         x = 2 * sample - 1.0 if c.get("center_input_sample") else sample
         if hint is not None:

@@ -143,6 +143,7 @@ class LatentPipeline(DiffusionPipeline):
         usually has.
         """
         usual: dict[str, Any] = {
+            "network": more.get("network") or self.network,
             "scheduler": self.scheduler,
             "branches": told.branches,
             "latents": given.latents,
@@ -151,7 +152,6 @@ class LatentPipeline(DiffusionPipeline):
         }
         usual |= more
         return call.stage(
-            self.network,
             shape=self.codec.shape(told.batch, size),
             guiders=[*([] if told.guider is None else [told.guider]), *self.guidance(given, parts)],
             codec=self.codec,
@@ -228,7 +228,7 @@ class LatentPipeline(DiffusionPipeline):
         """Height and width in pixels, the model's own where None."""
         factor = self.vae_scale_factor
         config = self.unet.config
-        own = config.sample_size
+        own = config.sample_size or 64  # Versatile Diffusion's says nothing
         if isinstance(own, int) and _before_0_9(config.get("_diffusers_version")):
             own = max(own, self._least_side)
         if own is None and (height is None or width is None):

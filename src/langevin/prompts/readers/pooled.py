@@ -58,10 +58,12 @@ def _with_end(text_encoder: Any, end: int) -> Any:
     return text_encoder
 
 
-class AlignedReader(TextReader):
+class AlignedReader(PooledReader):
     """Every token projected to where pictures are too, and divided by the length of the prompt's vector: what Versatile
     Diffusion is told (Xu, Wang, Zhang, Wang & Shi 2022, 2211.08332). Of a ``CLIPTextModelWithProjection``.
     """
+
+    outputs = {"encoder_hidden_states": "tokens"}
 
     def tokens_of(self, output: Any) -> Tensor:
         tokens = self.text_encoder.text_projection(output.last_hidden_state)

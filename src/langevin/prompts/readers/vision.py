@@ -55,6 +55,7 @@ class VisionReader:
         with_negative: bool = True,
         image_embeds: Given = None,
         prepared: bool | None = None,
+        negative_prepared: bool | None = None,
     ) -> Reading:
         """Read the pictures of a call, or take embeddings that were given.
 
@@ -67,6 +68,7 @@ class VisionReader:
                 for each output by name.
             prepared: whether a tensor is in the encoder's form already, as a feature extractor leaves it. If None:
                 where any of it lies outside [0, 1].
+            negative_prepared: the same for the negative branch's; as ``prepared`` if None.
 
         Raises:
             ValueError: neither or both of pictures and embeddings, or what the encoder cannot take.
@@ -80,7 +82,7 @@ class VisionReader:
         if with_negative and negative_image is None:
             branches["negative"] = {name: torch.zeros_like(value) for name, value in told.items()}
         elif with_negative:
-            other = self.encode(negative_image, prepared)
+            other = self.encode(negative_image, prepared if negative_prepared is None else negative_prepared)
             size = len(next(iter(other.values())))
             if size not in (1, count):
                 raise ValueError(f"{size} negative pictures for {count} pictures; give one, or one each")
