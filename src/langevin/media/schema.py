@@ -123,6 +123,11 @@ TABLE: dict[str, tuple[Check, str]] = {
         "networks by the names of parts",
     ),
     "scheduler_config": (lambda v: isinstance(v, dict), "a dict"),
+    "lora": (lambda v: isinstance(v, dict) and set(v) == {"items"}, "weights by name"),
+    "loras": (
+        lambda v: isinstance(v, list) and len(v) <= _MAX_GUIDERS and all(map(_is_lora, v)),
+        f"a list of at most {_MAX_GUIDERS} LoRAs with name, file, sha256 and weights",
+    ),
 }
 """What is allowed under each name that has a meaning; :data:`None` is allowed everywhere."""
 
@@ -199,6 +204,17 @@ def _is_key(value: Any) -> bool:
 
 def _is_network(value: Any) -> bool:
     return isinstance(value, dict) and set(value) == {"network", "from"}
+
+
+def _is_lora(value: Any) -> bool:
+    if not isinstance(value, dict) or not {"name", "file", "sha256", "weights"} <= set(value):
+        return False
+    fused = value.get("fused", {})
+    pairs = isinstance(fused, dict) and all(
+        isinstance(p, list) and len(p) == 2 and _is_number(p[1]) for p in fused.values()
+    )
+    names = all(_NAME[0](value[name]) for name in ("name", "file", "sha256"))
+    return pairs and names and isinstance(value["weights"], dict)
 
 
 def _named(name: Any) -> str:

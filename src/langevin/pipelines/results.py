@@ -11,6 +11,7 @@ from langevin import __version__
 from langevin.guiders.base import Setup
 from langevin.media.convert import denormalize, pt_to_numpy, to_pictures
 from langevin.media.recording import LOST, describe_guider, parts_state, recorded, recorded_row
+from langevin.pipelines.lora import recorded_loras
 
 
 def deliver(pixels: Tensor, output_type: str, settings: Sequence[dict[str, Any]]) -> Any:
@@ -61,6 +62,9 @@ def call_settings(
     """
     spread = spread or {}
     state, left_out = parts_state(pipeline)
+    loras, unknown = recorded_loras(pipeline)
+    state |= {"loras": loras} if loras else {}
+    left_out += unknown
     kept: dict[str, Any] = {}
     for name, value in arguments.items():
         if value is None or (isinstance(value, (list, tuple)) and not value):

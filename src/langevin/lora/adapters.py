@@ -1,0 +1,255 @@
+"""LoRAs in networks: put in and taken out, weighed, fused; and networks that differ in nothing but the weights.
+
+A LoRA in a network is a child ``lora`` of each layer that it changes, and a forward hook there. The names and keys of
+the network's own weights stay what they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from langevin.lora.delta import Delta, Deltas, add_to_output
+from langevin.models.encoders.twin import twin
+
+Weight = float | Mapping[str, Any]
+"""Of a LoRA in a network: a number, or numbers by block, ``{"down": 0.5, "up": {"block_1": [0.5, 1, 0]}}``."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a network knows of its LoRAs. It is replaced and never changed.
+
+    Attributes:
+        origins: where each came from, by name; see :func:`langevin.lora.files.read`. None for those given as tensors.
+        active: weights of those in use.
+        fused: weights and scales of those that the network's own weights contain.
+        enabled: whether any of the active is in use, for now.
+    """
+
+    origins: Mapping[str, Any] = field(default_factory=dict)
+    active: Mapping[str, Weight] = field(default_factory=dict)
+    fused: Mapping[str, tuple[Weight, float]] = field(default_factory=dict)
+    enabled: bool = True
+
+
+def loaded(network: Any) -> Loaded:
+    """What a network knows of its LoRAs."""
+    return _bare(network).__dict__.get("_loras") or Loaded()
+
+
+def is_adapted(network: Any) -> bool:
+    """Whether a network has any LoRA, in use or not."""
+    return bool(loaded(network).origins)
+
+
+def layers(network: Any) -> dict[str, Any]:
+    """The layers that a LoRA can change, by name: linear ones and convolutions, the LoRAs' own left out."""
+    kinds = (nn.Linear, nn.Conv2d)
+    return {name: module for name, module in _bare(network).named_modules() if isinstance(module, kinds)}
+
+
+def adapted_layers(network: Any) -> dict[str, Any]:
+    """Those that some LoRA changes, by name."""
+    return {name: module for name, module in layers(network).items() if isinstance(_deltas(module), Deltas)}
+
+
+def add(network: Any, name: str, deltas: Mapping[str, Delta], origin: Any = None) -> None:
+    """Put a LoRA into a network, as the only one in use, at weight 1.
+
+    Args:
+        deltas: what it adds to each layer, by the layer's name.
+        origin: what pictures record of it.
+
+    Raises:
+        ValueError: the name is taken, or is none.
+    """
+    known = loaded(network)
+    check_name(name)
+    if name in known.origins:
+        raise ValueError(f"there is a LoRA {name!r} already; give another adapter_name, or delete_adapters({name!r})")
+    found = layers(network)
+    for where, delta in deltas.items():
+        layer = found[where]
+        if _deltas(layer) is None:
+            layer.lora = Deltas()
+            layer.lora.handle = layer.register_forward_hook(add_to_output)
+            layer.lora.train(layer.training)
+        layer.lora.put(name, delta.to(layer.weight.device).train(layer.training))
+    _know(network, replace(known, origins={**known.origins, name: origin}))
+    set_weights(network, {name: 1.0})
+
+
+def remove(network: Any, names: Iterable[str] | None = None) -> None:
+    """Take LoRAs out of a network, all if None. What is fused stays in its weights."""
+    known = loaded(network)
+    gone = set(known.origins if names is None else names)
+    for layer in adapted_layers(network).values():
+        deltas = layer.lora
+        for name in gone:
+            deltas.take(name)
+        if not deltas.names():
+            deltas.handle.remove()
+            del layer.lora
+    of_others: dict[str, Any] = {
+        what: {name: value for name, value in getattr(known, what).items() if name not in gone}
+        for what in ("origins", "active", "fused")
+    }
+    _know(network, replace(known, **of_others))
+
+
+def set_weights(network: Any, active: Mapping[str, Weight], enabled: bool | None = None) -> None:
+    """Use these LoRAs of those in the network, each with its weight, and no others.
+
+    Args:
+        enabled: False to use none for now; as it was if None.
+    """
+    known = loaded(network)
+    enabled = known.enabled if enabled is None else enabled
+    _know(network, replace(known, active=dict(active), enabled=enabled))
+    for where, layer in adapted_layers(network).items():
+        layer.lora.weights = _weights_at(where, layer, active if enabled else {})
+
+
+def with_weights(network: Any, active: Mapping[str, Weight], scale: float = 1.0) -> Any:
+    """A network that shares everything with this one but uses its LoRAs with these weights, times ``scale``.
+
+    This one stays as it is, and what happens to its LoRAs later does not reach the other.
+    """
+    parts, changed = {}, adapted_layers(network)
+    for where, layer in changed.items():
+        weights = {name: scale * w for name, w in _weights_at(where, layer, active).items() if scale * w}
+        parts[f"{where}.lora"] = layer.lora.with_weights(weights)
+    same = twin(network, parts) if parts else _bare(network)
+    for where in changed:
+        layer = same.get_submodule(where)
+        layer.__dict__["_parameters"] = dict(layer._parameters)
+        layer.__dict__["_forward_hooks"] = layer._forward_hooks.copy()
+    return same
+
+
+def scaled(network: Any, scale: float | None) -> Any:
+    """The network with the weights of all its LoRAs times ``scale``: itself where that changes nothing."""
+    if scale is None or scale == 1 or not is_adapted(network):
+        return network
+    known = loaded(network)
+    return with_weights(network, known.active if known.enabled else {}, scale)
+
+
+# -- fused
+
+
+@torch.no_grad()
+def fuse(network: Any, weights: Mapping[str, Weight], scale: float = 1.0, safe: bool = False) -> None:
+    """Add LoRAs to the network's own weights, so that they cost no time. :func:`unfuse` undoes it exactly.
+
+    Args:
+        weights: of each; they count ``scale`` times.
+        safe: refuse sums that are not finite.
+
+    Raises:
+        ValueError: one is fused already, or, where ``safe``, the sums are not finite. Nothing is changed then.
+    """
+    known = loaded(network)
+    twice = sorted(set(weights) & set(known.fused))
+    if twice:
+        raise ValueError(f"the LoRA {', '.join(twice)} is fused already; call unfuse_lora() first")
+    changes = {}
+    for where, layer in adapted_layers(network).items():
+        weight, bias = layer.weight, layer.bias
+        here = {name: scale * w for name, w in _weights_at(where, layer, weights).items() if scale * w}
+        start = layer.lora.own_weight if layer.lora.own_weight is not None else weight
+        for name, w in here.items():
+            more, offset = layer.lora.get(name).weight_change(start, w)
+            weight = weight.float() + more
+            if offset is not None:
+                bias = offset + (0 if bias is None else bias.float())
+        if safe and not weight.isfinite().all():
+            raise ValueError(f"with the LoRA fused, the weights of {where} are not finite; nothing was changed")
+        if here:
+            changes[layer] = weight.to(layer.weight.dtype), bias, here
+    for layer, (weight, bias, here) in changes.items():
+        deltas = layer.lora
+        if not deltas.fused:
+            deltas.own_weight, deltas.own_bias = layer.weight, layer.bias
+        layer.weight = nn.Parameter(weight, layer.weight.requires_grad)
+        if bias is not layer.bias:
+            layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False)
+        deltas.fused = {**deltas.fused, **here}
+    _know(network, replace(known, fused={**known.fused, **{name: (weight, scale) for name, weight in weights.items()}}))
+
+
+def unfuse(network: Any) -> None:
+    """Put back the very weights that the network had before anything was fused."""
+    for layer in adapted_layers(network).values():
+        deltas = layer.lora
+        if deltas.fused:
+            layer.weight, layer.bias = deltas.own_weight, deltas.own_bias
+            deltas.own_weight = deltas.own_bias = None
+            deltas.fused = {}
+    _know(network, replace(loaded(network), fused={}))
+
+
+# -- small things
+
+
+def check_name(name: Any) -> None:
+    """Raises ValueError unless it can be a LoRA's name."""
+    if not isinstance(name, str) or not name or not name.isprintable() or len(name) > 200:
+        raise ValueError(f"adapter_name is {name!r:.60}; a text of 1 to 200 characters is needed")
+
+
+def check_weight(name: str, weight: Any) -> None:
+    """Raises ValueError unless it is a finite number, or a dict of them by block."""
+    if isinstance(weight, Mapping):
+        unknown = set(weight) - {"down", "mid", "up"}
+        if unknown:
+            raise ValueError(f"the weight of {name!r} has {sorted(map(str, unknown))}; blocks are: down, mid, up")
+        for block in weight.values():
+            each = block.values() if isinstance(block, Mapping) else [block]
+            for one in [n for e in each for n in (e if isinstance(e, (list, tuple)) else [e])]:
+                check_weight(name, float("nan") if isinstance(one, Mapping) else one)
+    elif isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < 1e6:
+        raise ValueError(f"the weight of the LoRA {name!r} is {weight!r}; a number, such as 0.8, is needed")
+
+
+_BLOCK = re.compile(r"(down|mid|up)_blocks?(?:\.(\d+))?\.(?:attentions\.(\d+))?")
+
+
+def _weights_at(where: str, layer: Any, active: Mapping[str, Weight]) -> dict[str, float]:
+    """Weights of those that change this layer, in the order in which they came into the network: sums of several then
+    are the same to the last digit, however they are named.
+    """
+    return {name: _weight_at(where, active[name]) for name in layer.lora.names() if name in active}
+
+
+def _weight_at(where: str, weight: Weight) -> float:
+    """A LoRA's weight in one layer; 1 in those that weights by block do not name."""
+    if not isinstance(weight, Mapping):
+        return float(weight)
+    place = _BLOCK.match(where)
+    value: Any = weight.get(place[1], 1.0) if place else 1.0
+    if place and isinstance(value, Mapping):
+        value = value.get(f"block_{place[2]}", 1.0)
+    if place and isinstance(value, (list, tuple)):
+        at = int(place[3] or 0)
+        value = value[at] if at < len(value) else 1.0
+    return float(value)
+
+
+def _bare(network: Any) -> Any:
+    """The network inside one that ``torch.compile`` made."""
+    return getattr(network, "_orig_mod", network)
+
+
+def _know(network: Any, known: Loaded) -> None:
+    _bare(network).__dict__["_loras"] = known
+
+
+def _deltas(layer: Any) -> Any:
+    return layer._modules.get("lora")
