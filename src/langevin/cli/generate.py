@@ -5,13 +5,22 @@ from __future__ import annotations
 import inspect
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from langevin.cli.choices import load_pipeline, parse_dtype, parse_scheduler, parse_size, pick_device, set_scheduler
+from langevin.cli.choices import (
+    load_loras,
+    load_pipeline,
+    parse_dtype,
+    parse_loras,
+    parse_scheduler,
+    parse_size,
+    pick_device,
+    set_scheduler,
+)
 from langevin.cli.errors import BadUsage, tell
 from langevin.cli.files import check_out, targets
 
@@ -33,6 +42,7 @@ def generate(
     device: str | None,
     dtype: str | None,
     force: bool,
+    lora: Sequence[str] | None = None,
     prepare: Callable[[Any], tuple[Any, dict[str, Any]]] = lambda pipe: (pipe, {}),
 ) -> None:
     """Make ``count`` pictures, save them and print a line for each. What cannot work is refused before loading.
@@ -43,6 +53,7 @@ def generate(
     width, height = parse_size(size) if size else (None, None)
     chosen = parse_scheduler(scheduler) if scheduler else None
     number_format, place = parse_dtype(dtype), pick_device(device)
+    loras = parse_loras(lora or ())
     if prompt == "-":
         prompt = sys.stdin.read().strip()
         if not prompt:
@@ -51,7 +62,9 @@ def generate(
     if seed + count > 2**64:
         raise BadUsage(f"--seed {seed} is too large; seeds go up to 2**64 - 1")
 
-    pipe, more = prepare(load_pipeline(model, number_format, place))
+    pipe = load_pipeline(model, number_format, place)
+    load_loras(pipe, loras)
+    pipe, more = prepare(pipe)
     if chosen or spacing:
         name, overrides = chosen or (type(pipe.scheduler).__name__, {})
         set_scheduler(pipe, name, pipe.scheduler.config, overrides, spacing)
