@@ -228,3 +228,19 @@ def test_saving_is_whole_or_not_at_all(pipe, tmp_path, monkeypatch):
         pipe.save_lora_weights(tmp_path)
     with pytest.raises(CheckpointError, match="name of a file"):
         pipe.save_lora_weights(tmp_path, unet_lora_layers=GOOD, weight_name="../x.safetensors")
+
+
+def test_a_hub_id_is_found_in_the_cache(pipe, tmp_path, monkeypatch, wanted):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    place = tmp_path / "models--owner--ink"
+    folder = place / "snapshots" / "abc" / "sub"
+    folder.mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+    save_file(state_of(pipe), folder / "ink.safetensors")
+    with pytest.raises(CheckpointError, match="weight_name"):
+        pipe.load_lora_weights("owner/ink", subfolder="sub")
+    pipe.load_lora_weights("owner/ink", weight_name="ink.safetensors", subfolder="sub", local_files_only=True)
+    assert torch.allclose(predicted(pipe.unet), wanted[0], atol=1e-5 * wanted[0].abs().max().item())
+    with pytest.raises(CheckpointError, match="leads out of its folder"):
+        pipe.load_lora_weights("owner/ink", weight_name="../../x.safetensors", subfolder="sub")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -404,3 +406,16 @@ def test_networks_have_the_references_methods(pipe, tmp_path):
     assert torch.equal(predicted(unet), plain)
     unet.load_attn_procs(tmp_path)
     assert torch.equal(predicted(unet), loaded)
+    with pytest.raises(ValueError, match="'left'"):
+        unet.set_adapters("default_0", {"left": 1.0})
+
+
+def test_the_code_in_the_documentation_does_what_it_says(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "lora.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        fewer = block.replace("seed=7", "seed=7, num_inference_steps=1")
+        exec(compile(fewer, "docs/lora.md", "exec", dont_inherit=True), names)
+    assert (tmp_path / "ink" / "pytorch_lora_weights.safetensors").is_file()
+    assert names["pipe"].get_list_adapters() == {}

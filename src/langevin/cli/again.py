@@ -141,7 +141,7 @@ def _load(
     if settings.get("freeu"):
         pipe.enable_freeu(**settings["freeu"])
     if ours and settings.get("loras"):
-        from langevin.pipelines.lora import restore_loras
+        from langevin.pipelines.lora_calls import restore_loras
 
         restore_loras(pipe, settings["loras"])
     return pipe

@@ -57,7 +57,7 @@ def on_shelf(name: str) -> str | None:
 
 def _networks(value: Any) -> Iterator[tuple[str, str]]:
     """Every network and LoRA that settings name, as :func:`langevin.media.recording.recorded` and
-    :func:`langevin.pipelines.lora.recorded_loras` write them.
+    :func:`langevin.pipelines.lora_calls.recorded_loras` write them.
     """
     if isinstance(value, Mapping):
         if set(value) >= {"name", "file", "sha256", "weights"}:

@@ -110,6 +110,8 @@ def set_weights(network: Any, active: Mapping[str, Weight], enabled: bool | None
         enabled: False to use none for now; as it was if None.
     """
     known = loaded(network)
+    for name, weight in active.items():
+        check_weight(name, weight)
     enabled = known.enabled if enabled is None else enabled
     _know(network, replace(known, active=dict(active), enabled=enabled))
     for where, layer in adapted_layers(network).items():

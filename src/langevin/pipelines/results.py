@@ -11,7 +11,7 @@ from langevin import __version__
 from langevin.guiders.base import Setup
 from langevin.media.convert import denormalize, pt_to_numpy, to_pictures
 from langevin.media.recording import LOST, describe_guider, parts_state, recorded, recorded_row
-from langevin.pipelines.lora import recorded_loras
+from langevin.pipelines.lora_calls import recorded_loras
 
 
 def deliver(pixels: Tensor, output_type: str, settings: Sequence[dict[str, Any]]) -> Any:
