@@ -165,7 +165,9 @@ def test_threads_with_different_loras_on_one_pipeline_do_not_disturb_each_other(
     calls = [{"lora": {"a": 0.9}}, {"lora": {"b": 0.4}}, {"lora": {"a": -0.5, "b": 1.1}}, {"lora": {}}]
     alone = [paint(two, seed=k, **call) for k, call in enumerate(calls)]
     assert len({picture.tobytes() for picture in alone}) == 4
-    more = state(two, 7)
+    more = state(
+        two, 7, (*EVERYTHING, "conv2", "conv_in", "linear_1"), ("fc1", "fc2")
+    )  # layers that a and b leave alone
 
     def one(k):
         if k < 4:
@@ -186,6 +188,7 @@ def test_a_running_call_does_not_see_what_happens_to_its_loras(two):
     alone = paint(two)
 
     def meddle(call, i, t, tensors):
+        two.load_lora_weights(state(two, 7, ("conv2", "conv_out"), ("fc1",)), adapter_name="c")
         two.set_adapters("b", 5.0)
         two.fuse_lora()
         two.unload_lora_weights()

@@ -6,10 +6,12 @@ the network's own weights stay what they are.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,8 +19,25 @@ from torch import nn
 from langevin.lora.delta import Delta, Deltas, add_to_output
 from langevin.models.encoders.twin import twin
 
+_LOCK = threading.RLock()
+"""Held while LoRAs are put in, taken out or weighed, and while a call's twins are made."""
+
 Weight = float | Mapping[str, Any]
 """Of a LoRA in a network: a number, or numbers by block, ``{"down": 0.5, "up": {"block_1": [0.5, 1, 0]}}``."""
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _alone(function: Function) -> Function:
+    """One thread at a time goes through."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _LOCK:
+            return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -59,6 +78,7 @@ def adapted_layers(network: Any) -> dict[str, Any]:
     return {name: module for name, module in layers(network).items() if isinstance(_deltas(module), Deltas)}
 
 
+@_alone
 def add(network: Any, name: str, deltas: Mapping[str, Delta], origin: Any = None) -> None:
     """Put a LoRA into a network, as the only one in use, at weight 1.
 
@@ -85,6 +105,7 @@ def add(network: Any, name: str, deltas: Mapping[str, Delta], origin: Any = None
     set_weights(network, {name: 1.0})
 
 
+@_alone
 def remove(network: Any, names: Iterable[str] | None = None) -> None:
     """Take LoRAs out of a network, all if None. What is fused stays in its weights."""
     known = loaded(network)
@@ -103,6 +124,7 @@ def remove(network: Any, names: Iterable[str] | None = None) -> None:
     _know(network, replace(known, **of_others))
 
 
+@_alone
 def set_weights(network: Any, active: Mapping[str, Weight], enabled: bool | None = None) -> None:
     """Use these LoRAs of those in the network, each with its weight, and no others.
 
@@ -118,20 +140,24 @@ def set_weights(network: Any, active: Mapping[str, Weight], enabled: bool | None
         layer.lora.weights = _weights_at(where, layer, active if enabled else {})
 
 
+@_alone
 def with_weights(network: Any, active: Mapping[str, Weight], scale: float = 1.0) -> Any:
     """A network that shares everything with this one but uses its LoRAs with these weights, times ``scale``.
 
     This one stays as it is, and what happens to its LoRAs later does not reach the other.
     """
-    parts, changed = {}, adapted_layers(network)
-    for where, layer in changed.items():
+    return twin(network, {where: _seen(where, layer, active, scale) for where, layer in layers(network).items()})
+
+
+def _seen(where: str, layer: Any, active: Mapping[str, Weight], scale: float) -> Any:
+    """A layer with weights of its own for its LoRAs, and with dicts of its own for all that is put in and taken out."""
+    parts: dict[str, Any] = {}
+    if isinstance(_deltas(layer), Deltas):
         weights = {name: scale * w for name, w in _weights_at(where, layer, active).items() if scale * w}
-        parts[f"{where}.lora"] = layer.lora.with_weights(weights)
-    same = twin(network, parts) if parts else _bare(network)
-    for where in changed:
-        layer = same.get_submodule(where)
-        layer.__dict__["_parameters"] = dict(layer._parameters)
-        layer.__dict__["_forward_hooks"] = layer._forward_hooks.copy()
+        parts["lora"] = layer.lora.with_weights(weights)
+    same = twin(layer, parts)
+    same.__dict__["_parameters"] = dict(layer._parameters)
+    same.__dict__["_forward_hooks"] = layer._forward_hooks.copy()
     return same
 
 
@@ -146,6 +172,7 @@ def scaled(network: Any, scale: float | None) -> Any:
 # -- fused
 
 
+@_alone
 @torch.no_grad()
 def fuse(network: Any, weights: Mapping[str, Weight], scale: float = 1.0, safe: bool = False) -> None:
     """Add LoRAs to the network's own weights, so that they cost no time. :func:`unfuse` undoes it exactly.
@@ -186,6 +213,7 @@ def fuse(network: Any, weights: Mapping[str, Weight], scale: float = 1.0, safe: 
     _know(network, replace(known, fused={**known.fused, **{name: (weight, scale) for name, weight in weights.items()}}))
 
 
+@_alone
 def unfuse(network: Any) -> None:
     """Put back the very weights that the network had before anything was fused."""
     for layer in adapted_layers(network).values():

@@ -21,7 +21,7 @@ class LoraCalls(Placement):
 
     Each call gets networks that share everything with the pipeline's own but the LoRAs' weights, so that calls in
     several threads, each with its ``lora={"name": 0.8}``, do not see each other, nor what is loaded or unloaded
-    meanwhile.
+    meanwhile. A call that began when there was none uses the pipeline's own networks, and would see the first one.
     """
 
     _lora_loadable_modules = list(PARTS)
