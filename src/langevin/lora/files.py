@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import math
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from langevin.checkpoints import saving, small, weights
+from langevin.checkpoints import small, weights
 from langevin.checkpoints.boundary import reading
 from langevin.checkpoints.errors import CheckpointError
 from langevin.checkpoints.files import read_json
@@ -240,51 +237,3 @@ def _bare(shape: Any) -> tuple[int, ...]:
 def _some(names: list[str], most: int = 4) -> str:
     shown = [name if name.isprintable() and len(name) <= 120 else f"{name[:120]!r}…" for name in names[:most]]
     return ", ".join(shown) + f", … ({len(names)} in all)" * (len(names) > most) or "nothing"
-
-
-# -- written
-
-
-def write(
-    folder: str | os.PathLike,
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, Any],
-    *,
-    weight_name: str | None = None,
-    safe_serialization: bool = True,
-) -> Path:
-    """Write a LoRA into a folder; what was there before stays whole until the new file is.
-
-    Args:
-        tensors: under the names that they get in the file.
-        metadata: ``{"unet.r": 4, …}``; left out where empty, and of pickles.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    from safetensors.torch import save
-
-    name = weight_name or f"{STEM}.{'safetensors' if safe_serialization else 'bin'}"
-    path = saving.make_folder(folder) / name
-    if Path(name).name != name or path.is_dir():
-        raise CheckpointError(f"weight_name is {name!r}; the name of a file is needed.")
-    held = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
-    if safe_serialization:
-        header = {METADATA: json.dumps(metadata, indent=2, sort_keys=True)} if metadata else {}
-        content = save(held, metadata={"format": "pt", **header})
-    else:
-        torch.save(held, buffer := io.BytesIO())
-        content = buffer.getvalue()
-    saving.replace_file(path, content)
-    return path
-
-
-def named(part: str, layers: Any) -> dict[str, Tensor]:
-    """Tensors of a part's LoRA under the names that files have for them; a module gives its own state dict."""
-    held = layers.state_dict() if isinstance(layers, nn.Module) else dict(layers)
-    wrong = [key for key, tensor in held.items() if not isinstance(tensor, Tensor)]
-    if wrong:
-        raise ValueError(f"the layers of {part} have {wrong[0]!r}, which is no tensor; give a state dict")
-    if part == "text_encoder":
-        held = {re.sub(r"\.lora\.(down|up)\.", r".lora_linear_layer.\1.", key): value for key, value in held.items()}
-    return {key if key.startswith(f"{part}.") else f"{part}.{key}": tensor for key, tensor in held.items()}

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langevin.checkpoints import folders
-from langevin.lora import adapters, files, training
+from langevin.lora import adapters, files, training, writing
+from langevin.lora.weights import check_weight
 
 Names = str | Sequence[str]
 
@@ -96,9 +97,9 @@ class Adapted:
         name = adapter_name or next(iter(adapters.loaded(self).active), "default")
         if not is_main_process:
             return
-        files.write(
+        writing.write(
             save_directory,
-            files.named("unet", training.lora_state_dict(self, name)),
+            writing.named("unet", training.lora_state_dict(self, name)),
             {f"unet.{key}": value for key, value in training.lora_metadata(self, name).items()},
             weight_name=weight_name,
             safe_serialization=safe_serialization,
@@ -122,7 +123,7 @@ def fuse(network: Any, scale: float, safe: bool, names: Names | None) -> None:
     if names is not None:
         there = [name for name in listed(names) if name in known.origins]
         active = {name: active.get(name, 1.0) for name in there}
-    adapters.check_weight("fuse_lora's lora_scale", scale)
+    check_weight("fuse_lora's lora_scale", scale)
     adapters.fuse(network, active, scale, safe)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from langevin.checkpoints import folders
-from langevin.lora import adapters, files, training
+from langevin.lora import adapters, files, training, writing
 from langevin.lora.networks import Names, free_name, fuse, listed, weighed
+from langevin.lora.weights import check_name
 from langevin.media.recording import mark_edited
 from langevin.pipelines.lora_calls import PARTS, LoraCalls, of_part
 from langevin.prompts.textual_inversion import at_home
@@ -57,7 +58,7 @@ class LoraMixin(LoraCalls):
         networks = self._lora_networks()
         there = self._lora_names()
         name = free_name(there) if adapter_name is None else adapter_name
-        adapters.check_name(name)
+        check_name(name)
         if name in there and not hotswap:
             raise ValueError(f"there is a LoRA {name!r} already; give another adapter_name, or hotswap=True")
         where = {option: kwargs.pop(option, None) for option in ("weight_name", "subfolder", "use_safetensors")}
@@ -132,12 +133,12 @@ class LoraMixin(LoraCalls):
                 said = training.lora_metadata(layers, name) if said is None else said
                 layers = training.lora_state_dict(layers, name)
             if layers:
-                tensors |= files.named(part, layers)
+                tensors |= writing.named(part, layers)
                 metadata |= {f"{part}.{key}": value for key, value in (said or {}).items()}
         if not tensors:
             raise ValueError("give unet_lora_layers, text_encoder_lora_layers, or both; there is nothing to save")
         if is_main_process:
-            files.write(
+            writing.write(
                 save_directory, tensors, metadata, weight_name=weight_name, safe_serialization=safe_serialization
             )
 

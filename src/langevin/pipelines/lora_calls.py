@@ -9,6 +9,7 @@ from torch import nn
 
 from langevin.checkpoints.errors import CheckpointError
 from langevin.lora import adapters, files
+from langevin.lora.weights import check_weight
 from langevin.pipelines.placement import Placement
 from langevin.prompts.loras import take_loras
 
@@ -45,7 +46,7 @@ class LoraCalls(Placement):
         if said:
             given = given.said_otherwise(prompt=prompt)
         scale = kwargs.get("scale", 1.0)
-        adapters.check_weight("cross_attention_kwargs['scale']", scale)
+        check_weight("cross_attention_kwargs['scale']", scale)
         if "scale" in kwargs:
             given = given.said_otherwise(cross_attention_kwargs={k: v for k, v in kwargs.items() if k != "scale"})
         same = object.__new__(type(self))
@@ -121,7 +122,7 @@ def restore_loras(pipeline: Any, entries: Sequence[Mapping[str, Any]]) -> None:
         for entry in entries:
             if part in entry.get("fused", {}):
                 weight, scale = entry["fused"][part]
-                adapters.check_weight(entry["name"], weight)
+                check_weight(entry["name"], weight)
                 adapters.fuse(network, {entry["name"]: weight}, scale)
         active = {entry["name"]: entry["weights"][part] for entry in entries if part in entry["weights"]}
         adapters.set_weights(network, active)
@@ -136,7 +137,7 @@ def of_part(part: str, weights: Mapping[str, Any], network: Any) -> dict[str, An
             if unknown:
                 raise ValueError(f"the weight of {name!r} is for {unknown[0]!r}; parts are: {', '.join(PARTS)}")
             weight = weight.get(part, 1.0)
-        adapters.check_weight(name, weight)
+        check_weight(name, weight)
         if name in adapters.loaded(network).origins:
             found[name] = weight
     return found
