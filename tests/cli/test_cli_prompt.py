@@ -131,3 +131,11 @@ def test_colours_tell_more_from_less():
 def test_a_prompt_comes_from_standard_input(tiny_sd_folder):
     result = CliRunner().invoke(app, ["prompt", "-", "--model", str(tiny_sd_folder)], input="a b+\n")
     assert "×1.1" in result.stdout
+
+
+def test_loras_are_named_and_are_no_text(prompt):
+    lines = prompt("a cat <lora:ink:0.8>").stdout.splitlines()
+    assert lines == ["LoRA: ink 0.8", "4 tokens of 14", "  a c·a·t"]
+    assert json.loads(prompt("a withLora(x)", "--json").stdout)["loras"] == {"x": 1.0}
+    assert "loras" not in json.loads(prompt("a <lora:x>", "--json", "--grammar", "none").stdout)
+    assert "write <lora:name:0.8>" in prompt("<lora:x:much>", code=2).output

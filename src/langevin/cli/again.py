@@ -99,6 +99,7 @@ def again(
         raise BadUsage(f"{picture} does not say its model; name one with --model")
     if not ours:
         tell("langevin: another program made this picture; noise and model differ, so expect a relative, not a twin")
+        settings = _without_loras(settings)
 
     trust = Trust(settings, model, yes)
     with _fitting():
@@ -151,6 +152,10 @@ def _load(
     _choose_scheduler(pipe, settings, ours)
     if settings.get("freeu"):
         pipe.enable_freeu(**settings["freeu"])
+    if ours and settings.get("loras"):
+        from langevin.pipelines.lora_calls import restore_loras
+
+        restore_loras(pipe, settings["loras"])
     return pipe
 
 
@@ -168,6 +173,19 @@ def _load_cascade(settings: dict[str, Any], model: str, dtype: Any, device: str,
     chosen = [make_scheduler(one["scheduler"], one.get("scheduler_config") or {}, {}) for one in made]
     options = {key: value for name in names for key, value in trust.options(name).items()}
     return load_cascade(names, dtype, device, schedulers=chosen, **options)
+
+
+def _without_loras(settings: dict[str, Any]) -> dict[str, Any]:
+    """Another program's settings without the LoRAs that their prompt names, of which it does not say where they are."""
+    from langevin.prompts.loras import take_loras
+
+    try:
+        prompt, loras = take_loras(settings.get("prompt"), "a1111")
+    except ValueError as error:
+        raise Failure(str(error)) from None
+    if loras:
+        tell(f"langevin: it was made with the LoRA {', '.join(loras)}, which is left out")
+    return {**settings, "prompt": prompt} if loras else settings
 
 
 def _choose_scheduler(pipe: Any, settings: dict[str, Any], ours: bool) -> None:

@@ -63,6 +63,9 @@ def generate(
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, or one number for a square")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="pictures; each has a seed one higher")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, help="same seed, same picture [default: drawn by lot]")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="FILE or FILE:WEIGHT of a LoRA, folder or hub id too; may be given again")
+    ] = None,
     device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")] = None,
     force: Force = False,
@@ -100,6 +103,7 @@ def generate(
         size=size,
         count=count,
         seed=seed,
+        lora=lora,
         device=device,
         dtype=dtype,
         force=force,

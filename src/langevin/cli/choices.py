@@ -145,6 +145,29 @@ def refuse_videos(pipe: Any, command: str) -> None:
         raise BadUsage(f"langevin {command} makes pictures; this model ({type(pipe).__name__}) is for: langevin video")
 
 
+def parse_loras(given: Sequence[str]) -> list[tuple[str, str, float]]:
+    """ "ink.safetensors:0.8" -> ("ink", "ink.safetensors", 0.8): the prompts' name for it, its file, its weight."""
+    found: list[tuple[str, str, float]] = []
+    for text in given:
+        numbered = re.fullmatch(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+))", text)
+        file, weight = (numbered[1], float(numbered[2])) if numbered else (text, 1.0)
+        if re.search(r":[^/\\]*$", file) and not os.path.exists(os.path.expanduser(file)):
+            raise BadUsage(f"--lora {text!r} is not FILE or FILE:WEIGHT, such as ink.safetensors:0.8")
+        stem = re.sub(r"\.(safetensors|bin|pt|ckpt)$", "", os.path.basename(file.rstrip("/"))) or "lora"
+        taken = [name for name, *_ in found]
+        name = next(name for n in range(1, len(taken) + 2) if (name := f"{stem}-{n}" if n > 1 else stem) not in taken)
+        found.append((name, file, weight))
+    return found
+
+
+def load_loras(pipe: Any, loras: Sequence[tuple[str, str, float]]) -> None:
+    """Load LoRAs into a pipeline, and use all of them."""
+    for name, file, _ in loras:
+        pipe.load_lora_weights(file, adapter_name=name)
+    if loras:
+        pipe.set_adapters([name for name, *_ in loras], [weight for *_, weight in loras])
+
+
 def set_scheduler(
     pipe: Any,
     cls_name: str,

@@ -15,8 +15,10 @@ import typer
 
 from langevin.cli.choices import (
     load_cascade,
+    load_loras,
     load_pipeline,
     parse_dtype,
+    parse_loras,
     parse_scheduler,
     parse_size,
     pick_device,
@@ -48,6 +50,7 @@ def generate(
     force: bool,
     cascade: Sequence[str] = (),
     every_size: bool = False,
+    lora: Sequence[str] | None = None,
     prepare: Callable[[Any], tuple[Any, dict[str, Any]]] = lambda pipe: (pipe, {}),
     medium: Medium = PICTURE,
     saving: Mapping[str, Any] = MappingProxyType({}),
@@ -62,11 +65,14 @@ def generate(
     check_out(out, extensions=medium.extensions, noun=medium.noun)
     if every_size and not cascade:
         raise BadUsage("--every-size is for a --cascade, whose stages make pictures of several sizes")
+    if cascade and lora:
+        raise BadUsage("a --cascade takes no --lora; give it to a single model")
     if cascade and (scheduler or spacing):
         raise BadUsage("the stages of a --cascade keep their own schedulers; leave out --scheduler and --spacing")
     width, height = parse_size(size) if size else (None, None)
     chosen = parse_scheduler(scheduler) if scheduler else None
     number_format, place = parse_dtype(dtype), pick_device(device)
+    loras = parse_loras(lora or ())
     if prompt == "-":
         prompt = sys.stdin.read().strip()
         if not prompt:
@@ -76,7 +82,9 @@ def generate(
         raise BadUsage(f"--seed {seed} is too large; seeds go up to 2**64 - 1")
 
     load = functools.partial(load_cascade, cascade) if cascade else functools.partial(load_pipeline, model)
-    pipe, more = prepare(load(number_format, place))
+    pipe = load(number_format, place)
+    load_loras(pipe, loras)
+    pipe, more = prepare(pipe)
     if medium is PICTURE:
         refuse_videos(pipe, "generate")
     if chosen or spacing:

@@ -40,25 +40,32 @@ def explain(prompt: str, *, model: str, grammar: str, steps: int) -> dict[str, A
     Returns:
         ``{"prompt", "grammar", "room", "steps", "schedule": [{"from", "prompt", "parts": […]}]}``. A part is
         ``{"kind": "text", "weight", "chunks": [[{"text", "tokens", "ids", "weight"}, …], …]}``, words in chunks, or
-        ``{"kind": "blend", "weight", "normalise", "parts": […]}``.
+        ``{"kind": "blend", "weight", "normalise", "parts": […]}``. Where the prompt names LoRAs there is ``"loras"``
+        too, their weights by name.
 
     Raises:
         BadUsage: an unknown grammar, or a model without a tokenizer.
         PromptSyntaxError: the grammar does not allow the prompt.
     """
     from langevin.prompts.editing import prompt_schedule
+    from langevin.prompts.loras import take_loras
     from langevin.prompts.weighting import GRAMMARS
 
     if grammar not in GRAMMARS:
         raise BadUsage(f"--grammar {grammar!r} is not one of: {', '.join(GRAMMARS)}")
-    schedule = prompt_schedule(prompt, steps, grammar)
+    try:
+        text, loras = take_loras(prompt, grammar)
+    except ValueError as error:
+        raise BadUsage(str(error)) from None
+    schedule = prompt_schedule(text, steps, grammar)
     trees = [GRAMMARS[grammar].parse(text) for _, text in schedule]
     encoder = load_encoder(model)
     states = [
         {"from": first, "prompt": text, "parts": _parts(tree, encoder, grammar)}
         for (first, text), tree in zip(schedule, trees, strict=True)
     ]
-    return {"prompt": prompt, "grammar": grammar, "room": encoder.room, "steps": steps, "schedule": states}
+    named = {"loras": loras} if loras else {}
+    return {"prompt": prompt, "grammar": grammar, "room": encoder.room, "steps": steps, **named, "schedule": states}
 
 
 def load_encoder(model: str) -> Any:
@@ -121,6 +128,8 @@ def _print(understood: dict[str, Any]) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
     schedule = understood["schedule"]
+    if loras := understood.get("loras"):
+        console.print(f"LoRA: {', '.join(f'{name} {weight}' for name, weight in loras.items())}", markup=False)
     for state in schedule[:_SHOWN]:
         if len(schedule) > 1:
             console.print(f"[bold]from step {state['from'] + 1} of {understood['steps']}[/bold]")

@@ -55,8 +55,12 @@ def on_shelf(name: str) -> str | None:
 
 
 def _networks(value: Any) -> Iterator[tuple[str, str]]:
-    """Every network that settings name, as :func:`langevin.media.recording.recorded` writes it."""
+    """Every network and LoRA that settings name, as :func:`langevin.media.recording.recorded` and
+    :func:`langevin.pipelines.lora_calls.recorded_loras` write them.
+    """
     if isinstance(value, Mapping):
+        if set(value) >= {"name", "file", "sha256", "weights"}:
+            yield "LoRA", str(value["file"])
         if set(value) == {"network", "from"}:
             yield "network", str(value["from"])
         for one in value.values():

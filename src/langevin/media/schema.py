@@ -157,6 +157,11 @@ TABLE: dict[str, tuple[Check, str]] = {
         lambda v: isinstance(v, dict) and len(v) <= _MAX_GUIDERS and all(_is_stage(one) for one in v.values()),
         "the schedulers of stages, by name",
     ),
+    "lora": (lambda v: isinstance(v, dict) and set(v) == {"items"}, "weights by name"),
+    "loras": (
+        lambda v: isinstance(v, list) and len(v) <= _MAX_GUIDERS and all(map(_is_lora, v)),
+        f"a list of at most {_MAX_GUIDERS} LoRAs with name, file, sha256 and weights",
+    ),
 }
 """What is allowed under each name that has a meaning; :data:`None` is allowed everywhere."""
 
@@ -249,6 +254,17 @@ def _is_stage(value: Any) -> bool:
     kinds = {"scheduler": str, "scheduler_config": dict, "part": str | None}
     fits = isinstance(value, dict) and {"scheduler", "scheduler_config"} <= set(value) <= set(kinds)
     return fits and all(isinstance(one, kinds[name]) for name, one in value.items())
+
+
+def _is_lora(value: Any) -> bool:
+    if not isinstance(value, dict) or not {"name", "file", "sha256", "weights"} <= set(value):
+        return False
+    fused = value.get("fused", {})
+    pairs = isinstance(fused, dict) and all(
+        isinstance(p, list) and len(p) == 2 and _is_number(p[1]) for p in fused.values()
+    )
+    names = all(_NAME[0](value[name]) for name in ("name", "file", "sha256"))
+    return pairs and names and isinstance(value["weights"], dict)
 
 
 def _named(name: Any) -> str:

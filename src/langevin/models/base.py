@@ -16,13 +16,14 @@ from langevin.checkpoints.boundary import first_line
 from langevin.checkpoints.config import ConfigMixin
 from langevin.checkpoints.errors import CheckpointError
 from langevin.checkpoints.files import listing, read_json
+from langevin.lora.networks import Adapted
 
 logger = logging.getLogger(__name__)
 
 Self = TypeVar("Self", bound="ModelMixin")
 
 
-class ModelMixin(nn.Module, ConfigMixin):
+class ModelMixin(Adapted, nn.Module, ConfigMixin):
     """Base of all networks.
 
     A network decorates its ``__init__`` with :func:`~langevin.checkpoints.config.register_to_config`; this class then

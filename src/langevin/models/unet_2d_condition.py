@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from langevin.checkpoints.config import register_to_config
+from langevin.lora.adapters import scaled
 from langevin.models.base import ModelMixin
 from langevin.models.layers.activation import activation
 from langevin.models.layers.attention import Attend
@@ -207,7 +208,7 @@ class UNet2DConditionModel(FreeUStages, WayDown, ModelMixin):
             timestep_cond: (batch, time_cond_proj_dim), added to the time.
             attention_mask: (batch, keys), 1 for what self-attention may look at.
             cross_attention_kwargs: ``gligen``: arguments of :class:`~.layers.grounding.BoxProjection`; ``dual``: fields
-                of :class:`~.layers.transformer.Mix`.
+                of :class:`~.layers.transformer.Mix`; ``scale``: times the weights of its LoRAs.
             added_cond_kwargs: what ``addition_embed_type`` and ``encoder_hid_dim_type`` want: ``text_embeds``,
                 ``time_ids``, ``image_embeds``, ``hint``.
             down_block_additional_residuals: added to the maps for the way up (ControlNet: Zhang et al., 2023).
@@ -221,6 +222,7 @@ class UNet2DConditionModel(FreeUStages, WayDown, ModelMixin):
             The prediction, (batch, out_channels, height, width), in the dtype of ``sample``.
         """
         kwargs = known_kwargs(cross_attention_kwargs)
+        self = scaled(self, kwargs.get("scale"))
         x, call = self._begin(
             sample,
             timestep,

@@ -8,10 +8,11 @@ from typing import Any
 from langevin.checkpoints.errors import CheckpointError
 from langevin.checkpoints.model_index import CALL_DEFAULTS
 from langevin.pipelines.loading import Loading
+from langevin.pipelines.lora import LoraMixin
 from langevin.pipelines.running import Running
 
 
-class DiffusionPipeline(Running, Loading):
+class DiffusionPipeline(Running, LoraMixin, Loading):
     """Base of all pipelines, and the one door to checkpoints: ``from_pretrained`` gives the class that a folder names.
 
     A pipeline is made of parts (networks, a scheduler, a tokenizer, …) and settings. Both are arguments of its

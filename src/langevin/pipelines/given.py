@@ -55,6 +55,9 @@ class Given:
         seed: picture k is made from ``seed + k``, or give a list with one per picture. Made alone with its own seed, a
             picture is the same.
         guiders: see :mod:`langevin.guiders`; they stack on the pipeline's own.
+        lora: which loaded LoRAs this call uses, with their weights, ``{"ink": 0.8}``, instead of those that
+            ``set_adapters`` says; ``{}`` is none. A weight may be ``{"unet": 0.8, "text_encoder": 0.5}``. Those that
+            the prompt names, ``<lora:ink:0.8>`` or ``withLora(ink, 0.8)``, are used too.
     """
 
     generator: Generator | Sequence[Generator] | None = None
@@ -66,6 +69,7 @@ class Given:
     callback_steps: Count | None = None
     seed: int | Sequence[int] | None = None
     guiders: Sequence[Guider] = ()
+    lora: Mapping[str, Any] | None = None
 
     #: names of the arguments that may be given without their names, in order
     positional: ClassVar[str] = ""
@@ -100,13 +104,26 @@ class Given:
 
     def record(self) -> dict[str, Any]:
         """The arguments by name, as far as pictures record them."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in self.unrecorded}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in self.unrecorded}
+        return {**values, **self.__dict__.get(_AS_GIVEN, {})}
 
     def changed(self: G, **values: Any) -> G:
         """The same with other values."""
-        return dataclasses.replace(self, **values)
+        same = dataclasses.replace(self, **values)
+        before = {name: value for name, value in self.__dict__.get(_AS_GIVEN, {}).items() if name not in values}
+        if before:
+            object.__setattr__(same, _AS_GIVEN, before)
+        return same
+
+    def said_otherwise(self: G, **values: Any) -> G:
+        """The same with other values, of which pictures record what they were."""
+        before = {**{name: getattr(self, name) for name in values}, **self.__dict__.get(_AS_GIVEN, {})}
+        same = dataclasses.replace(self, **values)
+        object.__setattr__(same, _AS_GIVEN, before)
+        return same
 
 
+_AS_GIVEN = "_as_given"
 _CHECKED_ELSEWHERE = ("seed", "generator", "guiders", "control", "prompt", "negative_prompt")
 """Whose words of what is wrong say more."""
 
@@ -134,6 +151,8 @@ def takes(given: Callable[P, G]) -> Callable[[Callable[[S, G], R]], Callable[Con
                 raise TypeError(_misused(type(self).__name__, signature, kwargs, error)) from None
             arguments = dict(list(bound.arguments.items())[1:])
             values: Any = kind(**arguments)
+            if hasattr(self, "for_call"):
+                self, values = self.for_call(values)
             output: Any = function(self, values)
             return output if values.return_dict else in_a_tuple(output)
 

@@ -138,7 +138,8 @@ class Placement(Parts):
             if name in self._exclude_from_cpu_offload:
                 network.to(device)
             else:
-                accelerate.cpu_offload(network, device, offload_buffers=bool(network._parameters))
+                both = {**network.state_dict(), **{key: p.detach() for key, p in network.named_parameters()}}
+                accelerate.cpu_offload(network, device, offload_buffers=bool(network._parameters), state_dict=both)
         self._offload_device = device
 
     def maybe_free_model_hooks(self) -> None:

@@ -12,6 +12,7 @@ from langevin import __version__
 from langevin.media.convert import denormalize, pt_to_numpy, to_pictures
 from langevin.media.recording import LOST, describe_guider, parts_state, recorded, recorded_row
 from langevin.media.video import to_videos
+from langevin.pipelines.lora_calls import recorded_loras
 
 
 def deliver(pixels: Tensor, output_type: str, settings: Sequence[dict[str, Any]]) -> Any:
@@ -70,6 +71,9 @@ def call_settings(
     schedulers = _schedulers(pipeline, stages)
     told = [stage["part"] for stage in schedulers.get("stages", {}).values()]
     state, left_out = parts_state(pipeline, ["scheduler", *told])
+    loras, unknown = recorded_loras(pipeline)
+    state |= {"loras": loras} if loras else {}
+    left_out += unknown
     kept: dict[str, Any] = {}
     for name, value in arguments.items():
         if value is None or (isinstance(value, (list, tuple)) and not value):

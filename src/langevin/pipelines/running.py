@@ -23,7 +23,8 @@ class Running:
             if known() is None:
                 calls.pop(key, None)
         calls[id(call)] = weakref.ref(call)
-        self.__dict__["_last_call"] = {name: getattr(call, name, None) for name in _SEEN}
+        # in place, since a call that weighs LoRAs anew sees the pipeline through an object of its own
+        self.__dict__.setdefault("_last_call", {}).update({name: getattr(call, name, None) for name in _SEEN})
 
     def running_calls(self) -> list[Any]:
         """The calls that run."""

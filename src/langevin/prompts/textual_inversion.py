@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from langevin.checkpoints import folders, weights
+from langevin.checkpoints import folders, small, weights
 from langevin.checkpoints.errors import CheckpointError
-from langevin.checkpoints.files import listing
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +145,7 @@ class TextualInversionLoaderMixin:
                 raise ValueError(
                     f"Token {word} would be mixed up with a part of a multi-vector word; give another name with token=…"
                 )
-        with _at_home(self):
+        with at_home(self):
             _add(tokenizer, text_encoder, learned)
 
     def unload_textual_inversion(
@@ -164,7 +163,7 @@ class TextualInversionLoaderMixin:
         if tokens and not gone:
             raise ValueError(f"No tokens to remove found: {tokens}; learned are: {', '.join(added) or 'none'}")
         if gone:
-            with _at_home(self):
+            with at_home(self):
                 _remove(tokenizer, text_encoder, gone)
 
     def maybe_convert_prompt(self, prompt: str | list[str], tokenizer: Any) -> Any:
@@ -195,7 +194,7 @@ def _load(source: Source, hub: dict[str, Any], **where: Any) -> tuple[str | None
         return None, source
     stem, held = None, source
     if not isinstance(source, Mapping):
-        path = _find(source, hub, **where)
+        path = small.find(source, [FILE_STEM], hub, **where)
         stem, held = path.stem, _read(path)
         if isinstance(held, Tensor):
             return stem, held
@@ -216,34 +215,6 @@ def _entry(held: dict[str, Any], stem: str | None) -> tuple[str | None, Any]:
         hint = "; give one of them, such as state_dict['clip_l'] with token=…" if "clip_l" in held else ""
         raise ValueError(f"a file of a learned word has a single entry, or 'string_to_param'; this has {names}{hint}")
     return tensors[0], held[tensors[0]]
-
-
-def _find(
-    source: str | os.PathLike,
-    hub: dict[str, Any],
-    weight_name: str | None,
-    subfolder: str | None,
-    use_safetensors: bool | None,
-) -> Path:
-    """The file that a path or hub id means."""
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path
-    formats = {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}[use_safetensors]
-    wanted = [weight_name] if weight_name else [f"{FILE_STEM}.{form}" for form in formats]
-
-    def choose(names: list[str], fetch: Any) -> list[str]:
-        there = [file for file in (f"{subfolder}/{n}" if subfolder else n for n in wanted) if file in names]
-        return there[:1]
-
-    root = folders.resolve(source, choose=choose, **hub)
-    places = [folders.inside(root, subfolder, file) for file in wanted]
-    for place in places:
-        if place.is_file():
-            return place
-    folder = places[0].parent
-    there = listing(folder) if folder.is_dir() else "nothing"
-    raise CheckpointError(f"{folder} has no {' or '.join(wanted)}, but {there}; name the file with weight_name=….")
 
 
 def _read(path: Path) -> Any:
@@ -293,7 +264,7 @@ def _named(word: str | None, vectors: Any, width: int) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _at_home(pipeline: Any):
+def at_home(pipeline: Any):
     """With a pipeline's networks on the CPU if they are offloaded, and offloaded again after."""
     device = getattr(pipeline, "_offload_device", None)
     if device is None:

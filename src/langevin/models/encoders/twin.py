@@ -31,10 +31,14 @@ def twin(network: Any, parts: Mapping[str, nn.Module]) -> Any:
 
 
 def _own_forward(network: Any, same: Any) -> None:
-    """Offloading puts functions bound to the network in front of its ``forward``; bind them to the twin."""
+    """Offloading puts functions bound to the network in front of its ``forward``, and leaves one there in the end; bind
+    them to the twin.
+    """
     old, new = same.__dict__.get("_old_forward"), same.__dict__.get("forward")
     if getattr(old, "__self__", None) is network:
         same._old_forward = types.MethodType(old.__func__, same)
+    if getattr(new, "__self__", None) is network:
+        same.forward = types.MethodType(new.__func__, same)
     if isinstance(new, functools.partial) and new.args[:1] == (network,):
         same.forward = functools.partial(new.func, same, *new.args[1:], **new.keywords)
 
