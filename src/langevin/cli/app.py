@@ -374,6 +374,27 @@ def models(json: Annotated[bool, typer.Option("--json", help="as JSON")] = False
     show(as_json=json)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def train(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="what to train, such as text-to-image; --help lists them")] = "--help",
+) -> None:
+    """Train on your own pictures: text-to-image, lora, dreambooth, textual-inversion, controlnet, instruct-pix2pix or
+    unconditional.
+
+    Flags are those of the original's scripts; langevin train RECIPE --help lists them. --config reads them from a TOML
+    file, and --dry-run says what a run would cost.
+
+    Example: langevin train lora --train_data_dir pictures --pretrained_model_name_or_path langevin/shapes
+    """
+    if recipe in ("--help", "-h"):
+        typer.echo(context.get_help())
+        return
+    from langevin.training.command import run
+
+    run(recipe, context.args)
+
+
 @app.command()
 def info(
     picture: Annotated[

@@ -287,7 +287,9 @@ class Run:
         if self.recipe.validates_at(done, plan.total, plan.per_epoch) and not stop:
             self._validate(done)
         if self.recipe.saves_at(done, plan.total, plan.per_epoch) and done < plan.total and not stop:
+            self.recipe.step = done
             self._save()
+            self.recipe.step = None
         if stop:
             raise Stopped(stop, path)
 

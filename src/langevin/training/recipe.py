@@ -27,6 +27,7 @@ class Recipe:
         flags: what the command was given.
         device, dtype: where to compute, and in what the parts that are not trained are kept; the loop sets both
             before :meth:`load`.
+        step: while a result is written that is not the last one, after how many steps; else None.
     """
 
     #: the dataclass of the recipe's flags
@@ -37,6 +38,7 @@ class Recipe:
     def __init__(self, flags: Any) -> None:
         self.flags = flags
         self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.step: int | None = None
 
     def check(self) -> None:
         """Refuse flags that cannot be trained with, before anything is loaded."""

@@ -8,7 +8,9 @@ from typing import Any
 RECIPES = {
     "unconditional": "Unconditional",
     "text_to_image": "TextToImage",
+    "lora": "Lora",
     "dreambooth": "DreamBooth",
+    "textual_inversion": "TextualInversion",
     "controlnet": "ControlNet",
     "instruct_pix2pix": "InstructPix2Pix",
 }
