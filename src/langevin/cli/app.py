@@ -13,6 +13,7 @@ from langevin.signatures import also_takes
 DEFAULT_MODEL = "langevin/shapes"
 INSTRUCT_MODEL, INPAINTING_MODEL = "langevin/shapes-instruct", "langevin/shapes-inpainting"
 CONTROL_NET = "langevin/shapes-outline"
+CLIP = "langevin/shapes-clip"
 
 app = typer.Typer(
     cls=Group,
@@ -235,6 +236,25 @@ def depth(
     from langevin.cli.tasks import depth as run
 
     run(picture, prompt=prompt, model=model, map=map, strength=strength, **options)
+
+
+@app.command()
+def score(
+    picture: Picture,
+    texts: Annotated[list[str], typer.Argument(help="what may be on it: one text or several")],
+    model: Annotated[str, typer.Option("--model", "-m", help="a CLIP: name in the box, folder, or hub id")] = CLIP,
+    json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+) -> None:
+    """Say how well texts fit a picture, the best first.
+
+    The model in the box says how likely a text is true, for pictures of its world. Others give a cosine, which tells
+    texts apart and means nothing by itself.
+
+    Example: langevin score circle.png "a red circle" "a blue circle" "a red square"
+    """
+    from langevin.cli.score import score as run
+
+    run(picture, texts, model=model, as_json=json)
 
 
 @app.command()
