@@ -13,8 +13,8 @@ from PIL import Image
 
 from langevin import zoo
 from langevin.checkpoints.errors import CheckpointError
+from langevin.zoo import calibration, neighbours, train_clip, world
 from langevin.zoo import evaluate_clip as evaluated
-from langevin.zoo import neighbours, train_clip, world
 from langevin.zoo.scoring import Scorer
 
 BOX = zoo.path("langevin/shapes-clip")
@@ -114,7 +114,7 @@ def test_the_logistic_function_is_found_again():
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(4000, generator=generator) * 2 - 1
     came_true = torch.rand(4000, generator=generator) < torch.sigmoid(6 * values - 1)
-    found = train_clip.logistic(values[came_true], values[~came_true])
+    found = calibration.logistic(values[came_true], values[~came_true])
     assert found["scale"] == pytest.approx(6, abs=0.6)
     assert found["offset"] == pytest.approx(-1, abs=0.2)
 
@@ -123,7 +123,7 @@ def test_the_recipe_runs_resumes_and_saves_what_the_box_ships(tmp_path, monkeypa
     monkeypatch.setattr(train_clip, "SEEING_STEPS", 2)
     monkeypatch.setattr(train_clip, "SEEING_POOL", 16)
     monkeypatch.setattr(train_clip, "POOL", 4)
-    monkeypatch.setattr(train_clip, "CALIBRATED_ON", 10)
+    monkeypatch.setattr(train_clip, "calibration", lambda folder: calibration.calibration(folder, 10))
     monkeypatch.setattr(train_clip, "SEEING_BATCH", 8)
     for steps in (1, 2):
         train_clip.train(zoo.path("langevin/shapes"), tmp_path, steps=steps, batch=2)
@@ -167,8 +167,8 @@ LEAST = {"colour": 0.92, "shape": 0.92, "size": 0.92, "place": 0.65, "all": 0.6}
 
 
 def test_chances_are_what_comes_true(scorer):
-    scenes, true, false = train_clip.questions(120, "test")
-    chances = [[scorer.chance(c) for c in row] for row in train_clip.cosines_of(scorer, scenes, true, false).tolist()]
+    scenes, true, false = calibration.questions(120, "test")
+    chances = [[scorer.chance(c) for c in row] for row in calibration.cosines_of(scorer, scenes, true, false).tolist()]
     assert np.mean(chances) == pytest.approx(0.5, abs=0.06)
     assert np.mean(chances[0]) > 0.75
     sure = np.array(chances) > 0.9
@@ -191,8 +191,8 @@ def test_what_is_no_clip_is_refused(tmp_path):
         Scorer.load(tmp_path / "nowhere")
     shutil.copytree(BOX, tmp_path / "clip")
     config = json.loads((BOX / "config.json").read_text())
-    for calibration in (3, {"scale": 1}, {"scale": "1", "offset": 2}):
-        (tmp_path / "clip" / "config.json").write_text(json.dumps({**config, "calibration": calibration}))
+    for numbers in (3, {"scale": 1}, {"scale": "1", "offset": 2}):
+        (tmp_path / "clip" / "config.json").write_text(json.dumps({**config, "calibration": numbers}))
         with pytest.raises(CheckpointError, match="two numbers, scale and offset, are needed"):
             Scorer.load(tmp_path / "clip")
     (tmp_path / "clip" / "config.json").write_text(json.dumps({**config, "calibration": None}))

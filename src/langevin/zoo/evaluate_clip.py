@@ -88,8 +88,8 @@ def share(right: Sequence[bool | float]) -> str:
 
 def main(model: str = "langevin/shapes-clip", count: int = COUNT) -> None:
     """How often the true caption fits a picture better than one that is wrong in one attribute; and the calibration."""
+    from langevin.zoo.calibration import cosines_of, questions
     from langevin.zoo.scoring import Scorer
-    from langevin.zoo.train_clip import cosines_of, questions
 
     scorer = Scorer.load(model)
     for held_out in (False, True):
