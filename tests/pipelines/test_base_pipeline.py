@@ -768,6 +768,32 @@ def test_parts_without_a_folder_come_from_the_model_in_the_box_that_is_named(sis
     assert "_parts_from" not in (tmp_path / "whole" / "model_index.json").read_text()
 
 
+def test_each_part_may_come_from_another_model_in_the_box(tmp_path):
+    """The image encoder is one tower of a CLIP whose folder has no folders of parts."""
+    shapes, clip = BOX / "shapes", "langevin/shapes-clip"
+    index = json.loads((shapes / "model_index.json").read_text())
+    index = {name: index[name] for name in ("_diffusers_version", "safety_checker", "scheduler", "unet", "vae")}
+    index |= {
+        "_class_name": "StableDiffusionImageVariationPipeline",
+        "_parts_from": {"image_encoder": clip, "feature_extractor": clip, "*": "langevin/shapes"},
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    }
+    (tmp_path / "sister").mkdir()
+    (tmp_path / "sister" / "model_index.json").write_text(json.dumps(index))
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "sister")
+    whole = transformers.CLIPModel.from_pretrained(BOX / "shapes-clip", dtype=torch.float16)
+    assert torch.equal(pipe.image_encoder.visual_projection.weight.half(), whole.visual_projection.weight)
+    assert list(pipe.feature_extractor.image_mean) == [0.5, 0.5, 0.5]
+    assert same(pipe.unet, DiffusionPipeline.from_pretrained("langevin/shapes").unet)
+    pipe.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "image_encoder" / "model.safetensors").is_file()
+    for wrong in ({"*": "someone/shapes"}, {"image_encoder": "../shapes-clip", "*": "langevin/shapes"}):
+        (tmp_path / "sister" / "model_index.json").write_text(json.dumps({**index, "_parts_from": wrong}))
+        with one_clear_line("no model in the box"):
+            DiffusionPipeline.from_pretrained(tmp_path / "sister")
+
+
 @pytest.mark.parametrize(
     "name", ["langevin/nothing", "../shapes", "langevin/../shapes", "/etc", "someone/shapes", 3, ""]
 )

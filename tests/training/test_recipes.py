@@ -265,9 +265,13 @@ def test_a_control_net_begins_as_nothing_and_learns(data, tmp_path):
 )
 def test_what_controlnet_cannot_do_is_told_at_once(data, tmp_path, more, said):
     own = recipe("controlnet", data, tmp_path, **more)
-    with pytest.raises(BadFlags, match=said):
+
+    def begin():
         own.check()
         own.rows()
+
+    with pytest.raises(BadFlags, match=said):
+        begin()
 
 
 # -- InstructPix2Pix

@@ -239,14 +239,20 @@ def _scan(candidates: Iterable[tuple[str, Path]]) -> list[Found]:
     for name, folder in candidates:
         for file in ("model_index.json", "config.json"):
             try:
-                kind = read_json(folder / file).get("_class_name")
+                config = read_json(folder / file)
             except CheckpointError:
                 continue
+            kind = config.get("_class_name") or _clip_of(config)
             if isinstance(kind, str):
                 size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
                 found.append(Found(name, folder, kind, size))
                 break
     return found
+
+
+def _clip_of(config: dict[str, Any]) -> str | None:
+    """``CLIPModel`` where the config is that of a CLIP: what transformers has besides is no model for langevin."""
+    return "CLIPModel" if config.get("model_type") == "clip" else None
 
 
 def _hub_cache() -> Path:

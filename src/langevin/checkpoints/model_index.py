@@ -25,7 +25,9 @@ CALL_DEFAULTS = "_call_defaults"
 reference library passes over entries that begin with an underscore."""
 
 PARTS_FROM = "_parts_from"
-"""Entry of ``model_index.json`` that names a model in the box whose parts take the place of those without a folder."""
+"""Entry of ``model_index.json`` that names a model in the box whose parts take the place of those without a folder; or
+a model for each part, as in ``{"image_encoder": "langevin/shapes-clip", "*": "langevin/shapes"}``, the last for all
+others. Of a model that is a single network, the part is that network."""
 
 _CONFIG_FILES = (".json", ".txt", ".model", ".jinja")
 
@@ -45,22 +47,21 @@ def read(root: Path) -> dict[str, Any]:
     return index
 
 
-def part_class(part: str, library: Any, name: Any, root: Path) -> type:
-    """The class that an entry ``part: [library, name]`` means, if the part's folder is there."""
+def part_class(part: str, library: Any, name: Any, root: Path, folder: Path) -> type:
+    """The class that an entry ``part: [library, name]`` of the index in ``root`` means, if its ``folder`` is there."""
     where = f"{root / INDEX} says {part} is {name!r} of {library!r}"
     if not isinstance(library, str) or not isinstance(name, str):
         raise CheckpointError(f"{where}; an entry is [library, class].")
     if library.startswith(("onnx", "optimum", "openvino")) or name.startswith(("Onnx", "OV", "Flax", "TF")):
         raise CheckpointError(f"{where}; only PyTorch weights are read.")
-    if not folders.inside(root, part).is_dir():
+    if not folders.inside(folder.parent, folder.name).is_dir():
         raise CheckpointError(
-            f"{where}, but there is no folder {root / part}; the checkpoint is incomplete "
-            f"(pass {part}=… to use another)."
+            f"{where}, but there is no folder {folder}; the checkpoint is incomplete (pass {part}=… to use another)."
         )
     found = transformers_parts.find_class(name) if library == "transformers" else public(name)
     if isinstance(found, type) and not is_pipeline(found) and hasattr(found, "from_pretrained"):
         return found
-    if (root / part / f"{library}.py").exists():
+    if (folder / f"{library}.py").exists():
         raise CheckpointError(f"{where}, a Python file in the checkpoint; its code is never run. Pass {part}=….")
     raise CheckpointError(f"{where}, a class which langevin does not have; {nearest(name, langevin.__all__)}.")
 
@@ -153,17 +154,19 @@ def variants(root: Path, classes: dict[str, type], variant: str | None) -> dict[
 
 
 def home(root: Path, index: dict[str, Any], part: str) -> Path:
-    """The folder in which a part's folder is: the pipeline's own, or that of the model in the box that it names."""
+    """A part's folder: in the pipeline's own, or in that of the model in the box that it names, or that model's own."""
     name = index.get(PARTS_FROM)
+    if isinstance(name, dict):
+        name = name.get(part, name.get("*"))
     if name is None or (root / part).is_dir():
-        return root
+        return root / part
     boxed = folders.BOX / str(name).removeprefix("langevin/")
     if not re.fullmatch(r"langevin/[\w-]+", str(name)) or not boxed.is_dir():
         raise CheckpointError(
             f"{root / INDEX} takes its {part} from {name!r}, which is no model in the box; put a folder {part} into "
             f"{root}, or pass {part}=…."
         )
-    return boxed
+    return boxed if isinstance(index[PARTS_FROM], dict) and not (boxed / INDEX).is_file() else boxed / part
 
 
 def files_needed(

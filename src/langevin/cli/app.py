@@ -14,6 +14,7 @@ DEFAULT_MODEL = "langevin/shapes"
 INSTRUCT_MODEL, INPAINTING_MODEL = "langevin/shapes-instruct", "langevin/shapes-inpainting"
 CONTROL_NET = "langevin/shapes-outline"
 CASCADE = ("cascade", "every_size")  # what commands that work on a picture do not take
+CLIP = "langevin/shapes-clip"
 
 app = typer.Typer(
     cls=Group,
@@ -255,7 +256,7 @@ def depth(
 
 
 @app.command()
-@also_takes(generate, ("prompt", "negative", "grammar", "guidance", "size", "model"), evaluate=True)
+@also_takes(generate, ("prompt", "negative", "grammar", "guidance", "size", "model", *CASCADE), evaluate=True)
 def sound(
     model: Annotated[str, typer.Argument(help="name, folder, or hub id of a model of sound")],
     seconds: Annotated[float | None, typer.Option(min=0, help="how long, where the model can be asked")] = None,
@@ -271,7 +272,7 @@ def sound(
 
 
 @app.command()
-@also_takes(generate, evaluate=True)
+@also_takes(generate, CASCADE, evaluate=True)
 def video(
     model: Annotated[str, typer.Argument(help="name, folder, or hub id of a model that makes videos")],
     prompt: Prompt,
@@ -293,6 +294,25 @@ def video(
     from langevin.cli.tasks import video as run
 
     run(model=model, prompt=prompt, frames=frames, fps=fps, source=source, strength=strength, **options)
+
+
+@app.command()
+def score(
+    picture: Picture,
+    texts: Annotated[list[str], typer.Argument(help="what may be on it: one text or several")],
+    model: Annotated[str, typer.Option("--model", "-m", help="a CLIP: name in the box, folder, or hub id")] = CLIP,
+    json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+) -> None:
+    """Say how well texts fit a picture, the best first.
+
+    The model in the box says how likely a text is true, for pictures of its world. Others give a cosine, which tells
+    texts apart and means nothing by itself.
+
+    Example: langevin score circle.png "a red circle" "a blue circle" "a red square"
+    """
+    from langevin.cli.score import score as run
+
+    run(picture, texts, model=model, as_json=json)
 
 
 @app.command()

@@ -91,14 +91,14 @@ class Loading(Placement):
         pipeline_class = cls._class_for(index, root)
         values, listed = pipeline_class._sort_entries(index, kwargs, root)
 
-        here = {name: part_class for name, (part_class, home) in listed.items() if home == root}
+        here = {name: part_class for name, (part_class, folder) in listed.items() if folder.parent == root}
         variants = model_index.variants(root, here, variant)
         dtypes = dtype if dtype is not None else torch_dtype
-        for name, (part_class, home) in listed.items():
+        for name, (part_class, folder) in listed.items():
             options: dict[str, Any] = {"variant": variants.get(name), "use_safetensors": use_safetensors}
             options |= {"dtype": _dtype_of(name, dtypes), "disable_mmap": disable_mmap}
-            with reading(f"{name} ({part_class.__name__}) in {home / name}"):
-                values[name] = _load_part(part_class, home, name, low_cpu_mem_usage, options)
+            with reading(f"{name} ({part_class.__name__}) in {folder}"):
+                values[name] = _load_part(part_class, folder, low_cpu_mem_usage, options)
         agreement.check(values, root)
         pipe = pipeline_class(**values)
         pipe.register_to_config(_name_or_path=given)
@@ -147,7 +147,7 @@ class Loading(Placement):
     def _sort_entries(
         cls, index: dict[str, Any], given: dict[str, Any], root: Path
     ) -> tuple[dict[str, Any], dict[str, tuple[type, Path]]]:
-        """What the constructor is called with: what is known already, and for each part to load, its class and home.
+        """What the constructor is called with: what is known already, and for each part to load, its class and folder.
 
         Args:
             index: the folder's ``model_index.json``.
@@ -166,8 +166,8 @@ class Loading(Placement):
             if name in values:
                 model_index.check_replacement(name, values[name], listed, cls)
             elif listed is not None and listed[1] is not None:
-                home = model_index.home(root, index, name)
-                to_load[name] = model_index.part_class(name, listed[0], listed[1], home), home
+                folder = model_index.home(root, index, name)
+                to_load[name] = model_index.part_class(name, listed[0], listed[1], root, folder), folder
             elif listed is not None or name in cls._optional_components:
                 values[name] = None
             else:
@@ -267,7 +267,8 @@ def _dtype_of(part: str, dtypes: Any) -> torch.dtype | None:
     return torch.float32 if dtypes is None else weights.parse_dtype(dtypes)
 
 
-def _load_part(cls: type, root: Path, name: str, low_cpu_mem_usage: bool, options: dict[str, Any]) -> Any:
+def _load_part(cls: type, folder: Path, low_cpu_mem_usage: bool, options: dict[str, Any]) -> Any:
+    root, name = folder.parent, folder.name
     if issubclass(cls, ModelMixin):
         options = {**options, "dtype": options["dtype"] or "auto"}
         return cls.from_pretrained(root, subfolder=name, low_cpu_mem_usage=low_cpu_mem_usage, **options)

@@ -1,8 +1,9 @@
 """The trained models in the box, and how each was made.
 
 ``langevin/shapes`` and ``langevin/shapes-unconditional`` paint a made-up world of coloured shapes
-(``world.py``); its sisters repaint a part, follow instructions (``edits.py``) and fill outlines (``outlines.py``).
-``reader.py`` says what a picture of that world shows. ``python -m langevin.zoo.train`` makes the models again.
+(``world.py``); its sisters repaint a part, follow instructions (``edits.py``) and fill outlines (``outlines.py``); a
+CLIP knows which captions fit (``scoring.py``). ``reader.py`` says what a picture of that world shows.
+``python -m langevin.zoo.train`` makes the models again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ MODELS = {
     "langevin/shapes-instruct": "editing, 64x64: changes a picture as an instruction says (InstructPix2Pix)",
     "langevin/shapes-attention": "text to image, 64x64: reads words through cross-attention alone, as SD 1 does",
     "langevin/shapes-outline": "ControlNet for langevin/shapes: fills outlines",
+    "langevin/shapes-clip": "says how well a text fits a picture (CLIP)",
 }
 """Name of each model in the box, and what it does in one line."""
 

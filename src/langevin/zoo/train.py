@@ -8,6 +8,7 @@
     python -m langevin.zoo.train instruct --model made/shapes --out made/shapes-instruct
     python -m langevin.zoo.train attention --model made/shapes --out made/shapes-attention
     python -m langevin.zoo.train outline --model made/shapes --out made/shapes-outline
+    python -m langevin.zoo.train clip --model made/shapes --out made/shapes-clip
 
 A run that was killed goes on from its last thousand steps when the same command is given again.
 """
@@ -95,6 +96,13 @@ def attention(model: Path = SISTER, out: Path = OUT, **options: Any) -> None:
 def outline(model: Path = SISTER, out: Path = OUT, **options: Any) -> None:
     """The ControlNet langevin/shapes-outline."""
     train("outline", model, out, **options)
+
+
+@app.command()
+@also_takes(run, evaluate=True)
+def clip(model: Path = SISTER, out: Path = OUT, **options: Any) -> None:
+    """Both towers of langevin/shapes-clip."""
+    train("clip", model, out, **options)
 
 
 if __name__ == "__main__":
