@@ -7,7 +7,6 @@ import json
 import os
 import random
 import shutil
-import time
 from pathlib import Path
 
 import diffusers
@@ -22,7 +21,7 @@ from langevin.checkpoints import boundary, settings, transformers_parts, weights
 from langevin.checkpoints.config import ConfigMixin
 from langevin.checkpoints.errors import CheckpointError
 from langevin.checkpoints.folders import BOX
-from tests.checkpoints.nets import one_clear_line, same
+from tests.checkpoints.nets import one_clear_line, refused_at_once, same
 from tests.helpers import reference_parts
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -48,21 +47,6 @@ def folder(written, tmp_path):
 def change(file: Path, **entries):
     """Change entries of a JSON file."""
     file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
-
-
-def most_memory() -> int:
-    resource = pytest.importorskip("resource")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@contextlib.contextmanager
-def refused_at_once(*words: str):
-    """Expect one clear line, in less than 10 s and a quarter of a gigabyte."""
-    before, start = most_memory(), time.monotonic()
-    with one_clear_line(*words):
-        yield
-    assert time.monotonic() - start < 10
-    assert most_memory() - before < 2**28
 
 
 # -- what is no file

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from langevin.checkpoints import folders, weights
+from langevin.checkpoints import folders, vocabularies, weights
 from langevin.checkpoints.boundary import first_line, reading
 from langevin.checkpoints.errors import CheckpointError
 from langevin.checkpoints.files import names_in, plain, read_json
@@ -109,12 +109,16 @@ def load(
         if path.exists() and not path.is_dir():
             plain(path)
     what = f"{name} ({cls.__name__}) in {folder}"
+    vocabularies.check_sizes(folder, what)
     if is_model(cls):
         files = _weight_files(folder, root, what, variant, use_safetensors)
         return _model(cls, folder, what, files, dtype, disable_mmap)
     if vocabulary := getattr(cls, "vocab_files_names", None):
         _check_tokenizer(folder, what, vocabulary)
+        vocabularies.check_tokenizer(folder, what)
         cls = _reader_of(cls, folder, vocabulary)
+    else:
+        vocabularies.check_processor(folder, what)
     with _reading(what):
         made = cls.from_pretrained(str(folder), local_files_only=True)  # type: ignore[attr-defined]
         if vocabulary:
