@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from langevin.checkpoints import folders, vocabularies, weights
 from langevin.checkpoints.boundary import first_line, reading
@@ -123,6 +124,8 @@ def load(
         made = cls.from_pretrained(str(folder), local_files_only=True)  # type: ignore[attr-defined]
         if vocabulary:
             _try_out(made, what)
+        elif hasattr(made, "preprocess"):
+            made(Image.new("RGB", (64, 48)), return_tensors="pt")
     return made
 
 
@@ -155,6 +158,12 @@ def _model(cls: Any, folder: Path, what: str, files: list[Path], dtype: torch.dt
     held = weights.opened(files)
     with _reading(what):
         config = cls.config_class.from_pretrained(str(folder), local_files_only=True)
+        config.model_type = cls.config_class.model_type
+        end = getattr(config, "eos_token_id", None)
+        if "CLIP" in cls.__name__ and end is not None and type(end) is not int:  # is compared with tokens, in each call
+            raise CheckpointError(
+                f"{what} has {str(end)[:60]} for 'eos_token_id', where one number is needed; correct it."
+            )
         with weights.Measured(held):
             made = cls(config)
         renamed = _present_names(cls, held, made.state_dict())

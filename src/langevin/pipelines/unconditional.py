@@ -69,6 +69,8 @@ class UnconditionalPipeline(DiffusionPipeline):
         """Make pictures; ``options`` are of the scheduler's run, where it takes them."""
         codec = PixelCodec(self.unet.config.in_channels, self._low)
         size = self.unet.config.sample_size
+        if size is None:
+            raise ValueError("the UNet's config does not say its sample_size, and so not how large its pictures are")
         call = Call(self, given, given.batch_size)
         setup = call.stage(
             self.network(),

@@ -203,7 +203,9 @@ class LatentPipeline(DiffusionPipeline):
         own = config.sample_size
         if isinstance(own, int) and _before_0_9(config.get("_diffusers_version")):
             own = max(own, 64)  # the first configs say 32 where 64 is meant
-        own_height, own_width = (own, own) if isinstance(own, int) else own
+        if own is None and not (height and width):
+            raise ValueError("the UNet's config does not say its sample_size; give height and width")
+        own_height, own_width = own if isinstance(own, (list, tuple)) else (own or 0, own or 0)
         size = height or own_height * factor, width or own_width * factor
         check_size(size, factor)
         return size
