@@ -15,7 +15,7 @@ from langevin.checkpoints.errors import CheckpointError
 LARGEST = 10_000_000
 """No setting of a network or scheduler is a larger whole number: such a one would fill memory or take for ever."""
 
-LARGEST_OF = {"num_train_timesteps": 1_000_000}
+LARGEST_OF = {"num_train_timesteps": 1_000_000, "downsample_padding": 1}
 """The same for single settings."""
 
 _NETWORK = "config.json"

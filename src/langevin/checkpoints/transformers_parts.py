@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -158,6 +159,7 @@ def _model(cls: Any, folder: Path, what: str, files: list[Path], dtype: torch.dt
     held = weights.opened(files)
     with _reading(what):
         config = cls.config_class.from_pretrained(str(folder), local_files_only=True)
+        _check_numbers(config, what)
         config.model_type = cls.config_class.model_type
         end = getattr(config, "eos_token_id", None)
         if "CLIP" in cls.__name__ and end is not None and type(end) is not int:  # is compared with tokens, in each call
@@ -185,6 +187,22 @@ def _model(cls: Any, folder: Path, what: str, files: list[Path], dtype: torch.dt
         some = ", ".join(missing[:5]) + ", …" * (len(missing) > 5)
         logger.warning("%s lacks %d weights, which start from random numbers: %s.", what, len(missing), some)
     return made.eval()
+
+
+def _check_numbers(config: Any, what: str) -> None:
+    """Refuse a config of transformers that has something else where its class has a number."""
+    try:
+        usual = vars(type(config)())
+    except Exception:  # a class that cannot do without arguments
+        return
+    for name, default in usual.items():
+        value = getattr(config, name, default)
+        if hasattr(value, "to_dict"):
+            _check_numbers(value, what)
+            continue
+        number = type(value) in (int, float) and math.isfinite(value)
+        if type(default) in (int, float) and not name.endswith("token_id") and not number:
+            raise CheckpointError(f"{what} has {str(value)[:60]} for {name!r}, where a number is needed; correct it.")
 
 
 def _is_particular(model: Any) -> bool:
