@@ -499,3 +499,18 @@ def test_a_unet_without_a_size_paints_where_one_is_given(folder):
 def test_parts_in_place_of_a_network_have_a_config(folder):
     with one_clear_line("vae is a Linear", "a config"):
         DiffusionPipeline.from_pretrained(folder, vae=torch.nn.Linear(1, 1))
+
+
+def test_parts_that_make_no_pipeline(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    index["feature_extractor"] = [None, None]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with one_clear_line("do not make a StableDiffusionPipeline", "needs a feature_extractor"):
+        DiffusionPipeline.from_pretrained(folder)
+
+
+def test_a_version_that_is_none(folder):
+    change(folder / "unet/config.json", _diffusers_version=False)
+    pipe = DiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a", num_inference_steps=1).images[0].size == (16, 16)

@@ -335,9 +335,9 @@ def blacked_out(pixels: Tensor, which: Sequence[bool]) -> Tensor:
     return pixels
 
 
-def _before_0_9(version: str | None) -> bool:
+def _before_0_9(version: Any) -> bool:
     """Whether a config was written by a reference older than 0.9."""
-    return version is not None and tuple(map(int, re.findall(r"\d+", version)[:2])) < (0, 9)
+    return isinstance(version, str) and tuple(map(int, re.findall(r"\d+", version)[:2])) < (0, 9)
 
 
 def modernised(scheduler: Any, needs: Mapping[str, Any]) -> Any:
