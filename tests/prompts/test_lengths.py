@@ -205,6 +205,12 @@ def test_embeddings_without_an_encoder_are_shown_as_they_are(unet):
     assert torch.equal(reading.branches["positive"]["encoder_hidden_states"], given)
 
 
+def test_embeddings_shorter_than_a_window_are_shown_as_they_are(read):
+    given = torch.randn(2, 1, 24)
+    reading = read(None, prompt_embeds=given, negative_prompt_embeds=-given)
+    assert torch.equal(reading.branches["positive"]["encoder_hidden_states"], given)
+
+
 @pytest.mark.parametrize("shape", [(), (3,), (2, 16), (2, 16, 24, 1), (0, 16, 24), (2, 0, 24)])
 def test_embeddings_of_a_wrong_shape(read, shape):
     for given in ({"prompt_embeds": torch.zeros(shape)}, {"negative_prompt_embeds": torch.zeros(shape)}):

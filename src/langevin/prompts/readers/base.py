@@ -207,7 +207,7 @@ class TextReader:
         apart = how.clip_skip is not None and not how.clip_skip_negative
         rows = {"positive": own, "negative": negatives} if with_negative else {"positive": own}
         encodings: dict[str, Encoding] = {}
-        if not all(rows.values()) or (self.tokenizer is not None and self.text_encoder is not None):
+        if not all(rows.values()) or self._may_be_padded(rows):
             encoder = self.encoder(self._length(own[0]) if own else None)
             encode = Encoding(encoder, how.clip_skip, vectors)
             encodings = {"positive": encode, "negative": Encoding(encoder, None, vectors) if apart else encode}
@@ -310,6 +310,13 @@ class TextReader:
     def _length(self, row: Mapping[str, Tensor]) -> int:
         """Tokens of a row; 0 where it has only vectors."""
         return next((row[name].shape[1] for name, kind in self.outputs.items() if kind in ("tokens", "filled")), 0)
+
+    def _may_be_padded(self, rows: Mapping[str, Sequence[dict[str, Tensor]]]) -> bool:
+        """Whether given rows are longer than a window, of an encoder that is there to ask."""
+        if self.tokenizer is None or self.text_encoder is None:
+            return False
+        window = self.window or self.tokenizer.model_max_length
+        return any(self._length(row) > window for each in rows.values() for row in each)
 
     def _counted(self, row: Mapping[str, Tensor], encode: Encoding | None) -> int:
         """Tokens of a row, but not those of empty prompts at its end, with which somebody made it as long as others."""
