@@ -52,7 +52,7 @@ class Inpaint(Guider):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mask.ndim != 4 or self.mask.shape[1] != 1:
+        if self.mask.ndim != 4 or self.mask.shape[1] != 1 or not self.mask.numel():
             raise ValueError(f"mask is {tuple(self.mask.shape)}; (masks, 1, height, width) is needed")
         low, high = (float(edge) for edge in self.mask.float().aminmax())
         if not (low >= 0 and high <= 1):
