@@ -7,7 +7,7 @@ import functools
 import math
 import operator
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -29,6 +29,11 @@ class Range:
         if self.high == math.inf:
             return f"at least {self.low}"
         return f"{self.low} to {self.high}"
+
+
+def one_of(values: Iterable[str]) -> Any:
+    """The type of one of these texts."""
+    return Literal[tuple(values)]  # type: ignore[misc, valid-type]
 
 
 Count = Annotated[int, Range(1, 10**6)]
@@ -101,6 +106,9 @@ class _Nothing:
 _NOTHING = _Nothing()
 
 
+_LARGEST = torch.finfo(torch.float32).max
+
+
 def _whole(value: Any) -> Iterator[int]:
     if isinstance(value, Integral) and not isinstance(value, bool):
         yield int(value)
@@ -113,7 +121,7 @@ def _real(value: Any) -> Iterator[float]:
         number = float(value)
     except OverflowError:  # a whole number beyond all floats
         return
-    if math.isfinite(number):
+    if abs(number) <= _LARGEST:  # which NaN is not
         yield int(value) if isinstance(value, Integral) and abs(number) < 2**53 else number
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,18 @@ def one_clear_line(*words: str):
 def names(folder: Path) -> list[str]:
     """Relative paths of all files, sorted."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def most_memory() -> int:
+    resource = pytest.importorskip("resource")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextlib.contextmanager
+def refused_at_once(*words: str):
+    """Expect one clear line, in less than 10 s and a quarter of a gigabyte."""
+    before, start = most_memory(), time.monotonic()
+    with one_clear_line(*words):
+        yield
+    assert time.monotonic() - start < 10
+    assert most_memory() - before < 2**28

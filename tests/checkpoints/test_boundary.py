@@ -7,7 +7,6 @@ import json
 import os
 import random
 import shutil
-import time
 from pathlib import Path
 
 import diffusers
@@ -22,7 +21,7 @@ from langevin.checkpoints import boundary, settings, transformers_parts, weights
 from langevin.checkpoints.config import ConfigMixin
 from langevin.checkpoints.errors import CheckpointError
 from langevin.checkpoints.folders import BOX
-from tests.checkpoints.nets import one_clear_line, same
+from tests.checkpoints.nets import one_clear_line, refused_at_once, same
 from tests.helpers import reference_parts
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -48,21 +47,6 @@ def folder(written, tmp_path):
 def change(file: Path, **entries):
     """Change entries of a JSON file."""
     file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
-
-
-def most_memory() -> int:
-    resource = pytest.importorskip("resource")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@contextlib.contextmanager
-def refused_at_once(*words: str):
-    """Expect one clear line, in less than 10 s and a quarter of a gigabyte."""
-    before, start = most_memory(), time.monotonic()
-    with one_clear_line(*words):
-        yield
-    assert time.monotonic() - start < 10
-    assert most_memory() - before < 2**28
 
 
 # -- what is no file
@@ -465,3 +449,68 @@ def test_opening_a_file_reads_no_weights(written):
     assert held.keys() == load_file(written / UNET).keys()
     assert weights.converted(held)["conv_in.bias"].data_ptr() == held["conv_in.bias"].data_ptr()
     assert weights.converted(held, copy=True)["conv_in.bias"].data_ptr() != held["conv_in.bias"].data_ptr()
+
+
+# -- what is found only when a part is used
+
+
+@pytest.mark.parametrize(
+    ("part", "entries", "word"),
+    [
+        ("text_encoder", {"layer_norm_eps": None}, "layer_norm_eps"),
+        ("text_encoder", {"eos_token_id": [3]}, "eos_token_id"),
+        ("unet", {"attention_head_dim": -1}, "attention_head_dim"),
+        ("unet", {"norm_num_groups": -8}, "norm_num_groups"),
+        ("unet", {"downsample_padding": 7}, "downsample_padding"),
+    ],
+)
+def test_settings_that_only_a_call_would_trip_over(folder, part, entries, word):
+    change(folder / part / "config.json", **entries)
+    with refused_at_once(part, word):
+        DiffusionPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [{"do_rescale": True, "rescale_factor": "x"}, {"crop_size": {"height": {}, "width": 3}}, {"size": {"x": 1}}],
+)
+def test_image_processors_are_tried_out(folder, entries):
+    change(folder / "feature_extractor/preprocessor_config.json", **entries)
+    with refused_at_once("feature_extractor"):
+        DiffusionPipeline.from_pretrained(folder)
+
+
+def test_a_text_encoder_is_of_its_class_whatever_its_config_says(folder):
+    for odd in (None, {}, "x"):
+        change(folder / "text_encoder/config.json", model_type=odd)
+        pipe = DiffusionPipeline.from_pretrained(folder)
+        assert pipe.text_encoder.config.model_type == "clip_text_model"
+
+
+def test_a_unet_without_a_size_paints_where_one_is_given(folder):
+    change(folder / "unet/config.json", sample_size=None)
+    pipe = DiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a", num_inference_steps=1, height=16, width=16).images[0].size == (16, 16)
+    with pytest.raises(ValueError, match="give height and width"):
+        pipe("a", num_inference_steps=1)
+
+
+def test_parts_in_place_of_a_network_have_a_config(folder):
+    with one_clear_line("vae is a Linear", "a config"):
+        DiffusionPipeline.from_pretrained(folder, vae=torch.nn.Linear(1, 1))
+
+
+def test_parts_that_make_no_pipeline(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    index["feature_extractor"] = [None, None]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with one_clear_line("do not make a StableDiffusionPipeline", "needs a feature_extractor"):
+        DiffusionPipeline.from_pretrained(folder)
+
+
+def test_a_version_that_is_none(folder):
+    change(folder / "unet/config.json", _diffusers_version=False)
+    pipe = DiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a", num_inference_steps=1).images[0].size == (16, 16)

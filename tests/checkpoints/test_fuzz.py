@@ -23,7 +23,7 @@ from tests.helpers import reference_parts, tiny_tokenizer
 
 CASES = int(60 * float(os.environ.get("LANGEVIN_FUZZ", "1")))
 FIRST = int(os.environ.get("LANGEVIN_FUZZ_FROM", "0"))
-LONGEST = 10.0  # seconds of one case
+LONGEST = 10.0  # seconds of work for one case; a case that waits is seen by the clock
 MOST = 2**30  # bytes that one case may add
 
 

@@ -275,3 +275,9 @@ def test_latents_alone_do_for_a_plain_network_and_not_for_one_made_for_it(parts,
     assert np.isfinite(made(quiet(parts), Inpaint(LATENTS, half())).numpy()).all()
     with pytest.raises(ValueError, match="give masked_latents too"):
         made(quiet(parts, unet=unets[9]), Inpaint(LATENTS, half()))
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 8, 8), (1, 1, 0, 8), (1, 2, 8, 8), (8, 8)])
+def test_masks_of_a_wrong_shape(shape):
+    with pytest.raises(ValueError, match=r"mask is .*\(masks, 1, height, width\) is needed"):
+        Inpaint(torch.zeros(1, 3, 16, 16), torch.zeros(shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import subprocess
 import sys
 import textwrap
@@ -161,6 +162,10 @@ def test_checks_say_what_is_allowed():
         checked("x", 2, Annotated[float, Range(0, 1)])
     with pytest.raises(ValueError, match="x is a Tensor; it must be a whole number or None"):
         checked("x", torch.ones(3), int | None)
+    for beyond in (math.nan, math.inf, 1e308, -(10**400), np.float64(1e39)):  # tensors are in single precision
+        with pytest.raises(ValueError, match="a finite number"):
+            checked("x", beyond, float)
+    assert checked("x", 1e38, float) == 1e38
 
 
 def test_arguments_are_not_changed_by_a_call():

@@ -179,6 +179,45 @@ def test_rows_are_taken_out_of_all_that_has_rows():
     assert LENGTHS not in one
 
 
+@pytest.mark.parametrize("prompts", [["a cat", LONG], [LONG, "a cat", "b", LONG + LONG], ["a", "b"], [LONG], ["a"]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_embeddings_are_shown_as_the_texts_they_come_from(read, unet, prompts, dtype):
+    """What encode_prompt gives for several texts is filled up to the longest; that padding does not count."""
+    torch.manual_seed(0)
+    x = torch.randn(len(prompts), 4, 8, 8)
+    reading = read(prompts)
+    whole = {branch: told["encoder_hidden_states"].to(dtype).float() for branch, told in reading.branches.items()}
+    given = read(None, prompt_embeds=whole["positive"], negative_prompt_embeds=whole["negative"])
+    texts, embeddings = predicted(unet, reading, x), predicted(unet, given, x)
+    close = dict(atol=1e-5, rtol=1e-5) if dtype is torch.float32 else dict(atol=2e-2, rtol=2e-2)
+    for branch in ("positive", "negative"):
+        torch.testing.assert_close(embeddings[branch], texts[branch], **close)
+    assert (lengths(given) is None) == (lengths(reading) is None)
+    alone = read(None, prompt_embeds=whole["positive"][:1], negative_prompt_embeds=whole["negative"][:1])
+    torch.testing.assert_close(predicted(unet, alone, x[:1])["positive"], embeddings["positive"][:1], **close)
+
+
+def test_embeddings_without_an_encoder_are_shown_as_they_are(unet):
+    torch.manual_seed(0)
+    given = torch.randn(2, 48, 24)
+    reading = CLIPReader(None, None).read(None, prompt_embeds=given, negative_prompt_embeds=-given)
+    assert list(reading.branches["positive"]) == ["encoder_hidden_states"]
+    assert torch.equal(reading.branches["positive"]["encoder_hidden_states"], given)
+
+
+def test_embeddings_shorter_than_a_window_are_shown_as_they_are(read):
+    given = torch.randn(2, 1, 24)
+    reading = read(None, prompt_embeds=given, negative_prompt_embeds=-given)
+    assert torch.equal(reading.branches["positive"]["encoder_hidden_states"], given)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 16), (2, 16, 24, 1), (0, 16, 24), (2, 0, 24)])
+def test_embeddings_of_a_wrong_shape(read, shape):
+    for given in ({"prompt_embeds": torch.zeros(shape)}, {"negative_prompt_embeds": torch.zeros(shape)}):
+        with pytest.raises(ValueError, match=r"prompts, tokens, dim"):
+            read("a" if "prompt_embeds" not in given else None, **given)
+
+
 def test_lengths_that_are_all_the_same_go():
     told = {"text": torch.zeros(2, 4, 1), LENGTHS: {"text": torch.tensor([4, 2])}}
     other = {"text": torch.zeros(2, 4, 1), LENGTHS: {"text": torch.tensor([2, 4])}}

@@ -247,15 +247,21 @@ def test_what_the_reference_refuses_is_refused(name, config, given, word):
     assert word in str(caught.value)
 
 
+def used(cls, x, **config):
+    scheduler = cls(**config)
+    scheduler.set_timesteps(5)
+    return scheduler.step(x, 999, x)
+
+
 def test_steps_that_the_reference_refuses_are_refused():
     x = torch.zeros(1, 3, 2, 2)
     for name in (LCM, TCD):
         for scheduler in both(name):
             with pytest.raises(ValueError, match="set_timesteps"):
                 scheduler.step(x, 999, x)
-        for scheduler in both(name, prediction_type="wish"):
+        for library in (langevin, reference()):
             with pytest.raises(ValueError, match="wish"):
-                _ = scheduler.set_timesteps(5), scheduler.step(x, 999, x)
+                used(getattr(library, name), x, prediction_type="wish")
     for scheduler in both(TCD):
         scheduler.set_timesteps(5)
         with pytest.raises((ValueError, AssertionError)):

@@ -12,8 +12,10 @@ from typing import Any
 from langevin.checkpoints.boundary import first_line
 from langevin.checkpoints.errors import CheckpointError
 
-LONGEST = 100_000_000
-"""No JSON file of a checkpoint has more bytes."""
+LONGEST = 64_000_000
+"""No JSON file of a checkpoint has more bytes; the largest vocabularies in use have half of that."""
+MOST_ENTRIES = 4_000_000
+"""None has more entries, each of which takes some hundred bytes of memory."""
 
 
 def plain(path: Path) -> Path:
@@ -60,14 +62,17 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """Read a JSON object from a file.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, longer than 100 MB, or something other than a JSON object.
+        CheckpointError: the file is missing, unreadable, longer than 64 MB, or something other than a JSON object.
     """
     path = Path(path)
     try:
         size = plain(path).stat().st_size
         if size > LONGEST:
             raise CheckpointError(f"{path} has {size:,} bytes; a config has {LONGEST:,} at most. It is no config.")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        if size > MOST_ENTRIES and sum(map(text.count, (b",", b"[", b"{"))) > MOST_ENTRIES:
+            raise CheckpointError(f"{path} has more than {MOST_ENTRIES:,} entries. It is no config.")
+        value = json.loads(text.decode("utf-8"))
     except FileNotFoundError:
         there = f"the folder has: {listing(path.parent)}" if path.parent.is_dir() else "nor is there such a folder"
         raise CheckpointError(f"There is no {path.name} in {path.parent}; {there}.") from None

@@ -133,8 +133,9 @@ def check_replacement(part: str, value: Any, listed: Any, pipeline: type) -> Non
     given = f"{part} is a {type(value).__name__}, where {pipeline.__name__} needs a {wanted.__name__}"
     if issubclass(wanted, nn.Module) and not isinstance(value, nn.Module):
         raise CheckpointError(f"{given} or another network.")
-    if issubclass(wanted, ConfigMixin) and not issubclass(wanted, nn.Module) and not hasattr(value, "config"):
-        raise CheckpointError(f"{given} or another scheduler.")
+    if issubclass(wanted, ConfigMixin) and not hasattr(unwrapped(value), "config"):
+        kind = "network with a config" if issubclass(wanted, nn.Module) else "scheduler"
+        raise CheckpointError(f"{given} or another {kind}.")
     if isinstance(value, ConfigMixin) and isinstance(value, nn.Module):
         logger.warning("%s.", given)
 

@@ -51,13 +51,13 @@ def replace_file(path: Path, content: bytes) -> None:
         CheckpointError: it cannot be written (no room, no permission); what was there is still there.
     """
     if _is_staged(path):
-        with _told(path):
+        with told(path):
             path.write_bytes(content)
         return
     clear_leftovers(path.parent, path.name)
     staging = path.with_name(staging_name(path.name))
     try:
-        with _told(path), staging.open("wb") as file, held(file.fileno()):
+        with told(path), staging.open("wb") as file, held(file.fileno()):
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -68,14 +68,15 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Inside, what the system refuses is told as a CheckpointError that names ``path``, or the file that it names."""
+def told(path: Path) -> Iterator[None]:
+    """Inside, what the system refuses is told as a CheckpointError that names ``path``, and the file that it names."""
     try:
         yield
     except CheckpointError:
         raise
     except OSError as error:
-        where = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+        named = str(error.filename or "")
+        where = f" ({named})" if named and named != str(path) and ".saving-" not in named else ""
         raise CheckpointError(
             f"Cannot write {path}: {error.strerror or error}{where}; what was there is untouched."
         ) from None
@@ -135,7 +136,7 @@ def new_version(path: str | os.PathLike) -> Iterator[Path]:
     except OSError as error:
         raise CheckpointError(f"Cannot save into {target}: {error.strerror} for {staging.parent}.") from None
     try:
-        with _told(target), _held_folder(staging):
+        with told(target), _held_folder(staging):
             yield staging
             _make_readable(staging)
             fresh = set(_files(staging))
@@ -146,6 +147,8 @@ def new_version(path: str | os.PathLike) -> Iterator[Path]:
                 shutil.copymode(target, staging)
             if not (whole and _move_in(staging, target, fresh, carried)):
                 _replace_each(staging, target, fresh)
+    except CheckpointError as error:  # nobody knows the passing name
+        raise CheckpointError(str(error).replace(str(staging), str(target))) from error.__cause__
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -15,8 +15,11 @@ from langevin.checkpoints.errors import CheckpointError
 LARGEST = 10_000_000
 """No setting of a network or scheduler is a larger whole number: such a one would fill memory or take for ever."""
 
-LARGEST_OF = {"num_train_timesteps": 1_000_000}
+LARGEST_OF = {"num_train_timesteps": 1_000_000, "downsample_padding": 1}
 """The same for single settings."""
+
+_NETWORK = "config.json"
+"""The name of a network's config, in which every whole number is a size or a count."""
 
 
 def check(cls: type, config: Mapping[str, Any], file: Path | str) -> None:
@@ -31,7 +34,8 @@ def check(cls: type, config: Mapping[str, Any], file: Path | str) -> None:
         file: the file's path, for messages.
 
     Raises:
-        CheckpointError: a setting is of another type, or too large; the message names file and setting.
+        CheckpointError: a setting is of another type, too large, or a negative size of a network; the
+            message names file and setting.
     """
     for name, (hint, default) in _hints(cls).items():
         if name not in config:
@@ -42,6 +46,8 @@ def check(cls: type, config: Mapping[str, Any], file: Path | str) -> None:
         if not fits(value, hint):
             wanted = _described(hint)
             raise CheckpointError(f"{file} has {_short(value)} for {name!r}, where {wanted} is needed; correct it.")
+        if cls.config_name == _NETWORK and _smallest(value) < 0:  # type: ignore[attr-defined]
+            raise CheckpointError(f"{file} has {_short(value)} for {name!r}; no size is negative; correct it.")
         most = LARGEST_OF.get(name, LARGEST)
         if _largest(value) > most:
             raise CheckpointError(f"{file} has {_short(value)} for {name!r}; {most:,} is the most; correct it.")
@@ -86,6 +92,12 @@ def fits(value: Any, hint: Any) -> bool:
         return fits(value, list[float])
     # functions and other objects with a config are nothing that JSON can hold
     return not (origin is Callable or hasattr(hint, "config_name"))
+
+
+def _smallest(value: Any) -> int:
+    if isinstance(value, (list, tuple)):
+        return min(map(_smallest, value), default=0)
+    return value if type(value) is int else 0
 
 
 def _largest(value: Any) -> int:

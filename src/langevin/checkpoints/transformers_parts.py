@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
-from langevin.checkpoints import folders, weights
+from langevin.checkpoints import folders, vocabularies, weights
 from langevin.checkpoints.boundary import first_line, reading
 from langevin.checkpoints.errors import CheckpointError
 from langevin.checkpoints.files import names_in, plain, read_json
@@ -109,16 +111,22 @@ def load(
         if path.exists() and not path.is_dir():
             plain(path)
     what = f"{name} ({cls.__name__}) in {folder}"
+    vocabularies.check_sizes(folder, what)
     if is_model(cls):
         files = _weight_files(folder, root, what, variant, use_safetensors)
         return _model(cls, folder, what, files, dtype, disable_mmap)
     if vocabulary := getattr(cls, "vocab_files_names", None):
         _check_tokenizer(folder, what, vocabulary)
+        vocabularies.check_tokenizer(folder, what)
         cls = _reader_of(cls, folder, vocabulary)
+    else:
+        vocabularies.check_processor(folder, what)
     with _reading(what):
         made = cls.from_pretrained(str(folder), local_files_only=True)  # type: ignore[attr-defined]
         if vocabulary:
             _try_out(made, what)
+        elif hasattr(made, "preprocess"):
+            made(Image.new("RGB", (64, 48)), return_tensors="pt")
     return made
 
 
@@ -151,6 +159,13 @@ def _model(cls: Any, folder: Path, what: str, files: list[Path], dtype: torch.dt
     held = weights.opened(files)
     with _reading(what):
         config = cls.config_class.from_pretrained(str(folder), local_files_only=True)
+        _check_numbers(config, what)
+        config.model_type = cls.config_class.model_type
+        end = getattr(config, "eos_token_id", None)
+        if "CLIP" in cls.__name__ and end is not None and type(end) is not int:  # is compared with tokens, in each call
+            raise CheckpointError(
+                f"{what} has {str(end)[:60]} for 'eos_token_id', where one number is needed; correct it."
+            )
         with weights.Measured(held):
             made = cls(config)
         renamed = _present_names(cls, held, made.state_dict())
@@ -172,6 +187,22 @@ def _model(cls: Any, folder: Path, what: str, files: list[Path], dtype: torch.dt
         some = ", ".join(missing[:5]) + ", …" * (len(missing) > 5)
         logger.warning("%s lacks %d weights, which start from random numbers: %s.", what, len(missing), some)
     return made.eval()
+
+
+def _check_numbers(config: Any, what: str) -> None:
+    """Refuse a config of transformers that has something else where its class has a number."""
+    try:
+        usual = vars(type(config)())
+    except Exception:  # a class that cannot do without arguments
+        return
+    for name, default in usual.items():
+        value = getattr(config, name, default)
+        if hasattr(value, "to_dict"):
+            _check_numbers(value, what)
+            continue
+        number = type(value) in (int, float) and math.isfinite(value)
+        if type(default) in (int, float) and not name.endswith("token_id") and not number:
+            raise CheckpointError(f"{what} has {str(value)[:60]} for {name!r}, where a number is needed; correct it.")
 
 
 def _is_particular(model: Any) -> bool:

@@ -397,7 +397,10 @@ def _write_file(tensors: dict[str, Tensor], path: Path, safe_serialization: bool
         else:
             torch.save(tensors, path)
     except (SafetensorError, RuntimeError, OSError) as error:  # no room left: each writer has its own word for it
-        raise CheckpointError(f"Cannot write {path}: {first_line(error)}.") from None
+        why = first_line(error)
+        if "unexpected pos" in why:  # torch's
+            why = "not all of it was taken, so there is no room left"
+        raise CheckpointError(f"Cannot write {path}: {why}.") from None
 
 
 def rename_keys(file: Path, renamed: Callable[[str], str]) -> None:

@@ -116,6 +116,7 @@ def compare(
 
     from langevin import zoo
     from langevin.media.grids import contact_sheet
+    from langevin.media.picture import Picture
 
     check_out(out)
     numbers = parse_list(steps, "--steps", int)
@@ -149,7 +150,7 @@ def compare(
     cell = made[0].width * max(1, round(160 / made[0].width))  # small pictures enlarged by a whole number
     sheet = contact_sheet([p or blank for p in pictures], captions, columns=len(numbers), cell=cell)
     path = targets(out, prompt, [seed], force)[0]
-    sheet.save(path)
+    Picture(sheet).save(path)
     for caption in captions:
         typer.echo("  ".join(caption.split("\n")))
     typer.echo(f"{path}  ({sheet.width}x{sheet.height})")

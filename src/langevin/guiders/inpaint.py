@@ -54,7 +54,7 @@ class Inpaint(Guider):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mask.ndim != (3 if self.image.ndim == 3 else 4) or self.mask.shape[1] != 1:
+        if self.mask.ndim != (3 if self.image.ndim == 3 else 4) or self.mask.shape[1] != 1 or not self.mask.numel():
             places = "samples" if self.image.ndim == 3 else "height, width"
             raise ValueError(f"mask is {tuple(self.mask.shape)}; (masks, 1, {places}) is needed")
         low, high = (float(edge) for edge in self.mask.float().aminmax())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import os
 import sys
 import warnings
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from langevin.checkpoints.saving import clear_leftovers, held, staging_name
+from langevin.checkpoints.saving import clear_leftovers, held, staging_name, told
 from langevin.media.settings import (
     EXIF_IFD,
     MAKER,
@@ -45,7 +46,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"cannot save {name}: there is no folder {folder}")
     if os.path.exists(target) and not os.path.isfile(target):  # /dev/stdout, a named pipe
-        with open(target, "wb") as file:
+        with told(Path(target)), open(target, "wb") as file:
             yield file
         return
     if folder not in _cleared:  # once: a folder may hold very many pictures
@@ -53,14 +54,15 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         clear_leftovers(Path(folder))
     passing = os.path.join(folder, staging_name(name))
     try:
-        with open(passing, "x+b") as fresh, held(fresh.fileno()):
-            yield fresh
-            fresh.flush()
-            os.fsync(fresh.fileno())
-        if os.path.exists(target):
-            with contextlib.suppress(OSError):
-                os.chmod(passing, os.stat(target).st_mode & 0o7777)
-        os.replace(passing, target)
+        with told(Path(target)):
+            with open(passing, "x+b") as fresh, held(fresh.fileno()):
+                yield fresh
+                fresh.flush()
+                os.fsync(fresh.fileno())
+            if os.path.exists(target):
+                with contextlib.suppress(OSError):
+                    os.chmod(passing, os.stat(target).st_mode & 0o7777)
+            os.replace(passing, target)
     except BaseException:  # also Ctrl-C: no half file stays behind
         with contextlib.suppress(FileNotFoundError):
             os.unlink(passing)
@@ -179,8 +181,8 @@ class Picture(Image.Image):
         """PIL's ``save`` (same arguments), with the settings written in and the file replaced in one move.
 
         ``pnginfo`` and ``exif`` are merged with the settings; what they already say under the same name wins.
-        Raises ValueError for an unknown file extension, and OSError if the file cannot be written; an old
-        file is then still there, whole.
+        Raises ValueError for an unknown file extension, and OSError if the file cannot be written (a CheckpointError
+        that names it, where the disk is full or the folder closed); an old file is then still there, whole.
         """
         path = os.fsdecode(fp) if isinstance(fp, (str, bytes, os.PathLike)) else None
         if format is None and path is not None:
@@ -200,4 +202,6 @@ class Picture(Image.Image):
             super().save(file, format, **params)
             return
         with atomic_file(path) as file:
-            super().save(file, format, **params)
+            # not at once: PIL writes some formats to open files in C, and does not look whether all of it was taken
+            super().save(whole := io.BytesIO(), format, **params)
+            file.write(whole.getbuffer())

@@ -13,7 +13,7 @@ import torch
 
 import langevin
 from langevin.checkpoints import agreement, folders, model_index, saving, transformers_parts, weights
-from langevin.checkpoints.boundary import reading
+from langevin.checkpoints.boundary import first_line, reading
 from langevin.checkpoints.errors import CheckpointError
 from langevin.checkpoints.model_index import INDEX
 from langevin.media.recording import stamp_parts
@@ -100,7 +100,13 @@ class Loading(Placement):
             with reading(f"{name} ({part_class.__name__}) in {folder}"):
                 values[name] = _load_part(part_class, folder, low_cpu_mem_usage, options)
         agreement.check(values, root)
-        pipe = pipeline_class(**values)
+        try:
+            pipe = pipeline_class(**values)
+        except CheckpointError:
+            raise
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            said = f"The parts of {root} do not make a {pipeline_class.__name__}: {first_line(error)}."
+            raise CheckpointError(said) from error
         pipe.register_to_config(_name_or_path=given)
         if isinstance(index.get(model_index.CALL_DEFAULTS), dict):
             pipe.register_to_config(**{model_index.CALL_DEFAULTS: index[model_index.CALL_DEFAULTS]})

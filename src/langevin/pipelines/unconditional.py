@@ -77,6 +77,8 @@ class UnconditionalPipeline(DiffusionPipeline):
         network's own; ``options`` are of the scheduler's run, where it takes them.
         """
         own = self.unet.config.sample_size
+        if own is None and size is None:
+            raise ValueError("the UNet's config does not say its sample_size, and so not how large its pictures are")
         batch, size = batch or given.batch_size, size or ((own, own) if isinstance(own, int) else own)
         call = Call(self, given, batch)
         setup = call.stage(

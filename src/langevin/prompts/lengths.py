@@ -36,14 +36,20 @@ def settle(branches: Sequence[Sequence[Conditions]]) -> list[list[Conditions]]:
             own text needs) or all without.
 
     Returns:
-        The same, with the lengths that count, or without any where all pictures have the same.
+        The same, with the lengths that count, or without any where everything counts.
     """
     own = [told[LENGTHS] for entries in branches for told in entries if LENGTHS in told]
     if not own:
         return [list(entries) for entries in branches]
     longest = {name: torch.stack([lengths[name] for lengths in own]).amax(0) for name in own[0]}
-    differ = any(len(set(lengths.tolist())) > 1 for lengths in longest.values())
-    settled: dict[str, Any] = {LENGTHS: longest} if differ else {}
+    padded = any(
+        int(lengths.min()) < told[name].shape[1]
+        for name, lengths in longest.items()
+        for entries in branches
+        for told in entries
+        if name in told
+    )
+    settled: dict[str, Any] = {LENGTHS: longest} if padded else {}
     return [[{**without(told, LENGTHS), **settled} for told in entries] for entries in branches]
 
 

@@ -23,6 +23,11 @@ import torch
 SMALLEST_ALPHA_BAR = 2.0**-24  # fp16's smallest number: stands for 0 where σ must be finite
 
 
+class SettingError(NotImplementedError, ValueError):
+    """A scheduler's setting that no run can be made of. The reference implementation raises the one here, the other
+    there."""
+
+
 class Level(NamedTuple):
     """One noise level: x = alpha·x0 + sigma·ε."""
 
@@ -137,17 +142,21 @@ class NoiseSchedule:
         ``smallest_alpha_bar`` replaces the last ᾱ of a schedule rescaled to zero SNR, for samplers that count in σ
         and would divide by it (``SMALLEST_ALPHA_BAR`` makes σ_max 4096).
 
-        Raises NotImplementedError for an unknown ``beta_schedule``.
+        Raises SettingError for an unknown ``beta_schedule``, and for β that are not 0 to 1.
         """
+        said = f"beta_start={beta_start}, beta_end={beta_end}, beta_schedule={beta_schedule!r}"
         if trained_betas is not None:
-            betas = torch.as_tensor(np.asarray(trained_betas, dtype=np.float32).copy())
+            betas, said = torch.as_tensor(np.array(trained_betas, dtype=np.float32)), "trained_betas"
         elif beta_schedule in BETA_SCHEDULES:
             betas = BETA_SCHEDULES[beta_schedule](num_train_timesteps, beta_start, beta_end)
         else:
-            raise NotImplementedError(
+            raise SettingError(
                 f"beta_schedule={beta_schedule!r} is not known; allowed: {', '.join(map(repr, BETA_SCHEDULES))}, "
                 "or give the betas themselves as trained_betas"
             )
+        if betas.ndim != 1 or not len(betas) or not bool(((betas >= 0) & (betas <= 1)).all()):
+            ends = f"betas from {float(betas.min()):.4g} to {float(betas.max()):.4g}" if betas.numel() else "no betas"
+            raise SettingError(f"{said} in the config: {ends}; a list of numbers from 0 to 1 is needed")
         if rescale_betas_zero_snr:
             betas = rescale_to_zero_terminal_snr(betas)
         alphas_cumprod = (1.0 - betas).cumprod(0)

@@ -14,12 +14,13 @@ from importlib import import_module
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from langevin.schedulers import catalogue
+from langevin.checks import shown
+from langevin.schedulers import catalogue, settings
 from langevin.schedulers import prediction as predictions
 from langevin.schedulers import spacing as spacings
 from langevin.schedulers.familiar import FamiliarMethods
 from langevin.schedulers.manners import Manners
-from langevin.schedulers.noise import Level, NoiseSchedule
+from langevin.schedulers.noise import Level, NoiseSchedule, SettingError
 from langevin.schedulers.run import Run
 
 _SIGMA_SPACING_KEYS = {
@@ -58,6 +59,8 @@ class SchedulerMixin(FamiliarMethods):
     # The spacings that there can be, and what about the class it is that others do not fit.
     _spacings: ClassVar[Mapping[str, Any]] = spacings.SPACINGS
     _spacings_because: ClassVar[str] = ""
+    # Settings of which the class takes others than the table says.
+    _takes: ClassVar[Mapping[str, Any]] = {}
     # ᾱ that stands in for a zero at the end of a schedule, for solvers that divide by it.
     _smallest_alpha_bar: ClassVar[float | None] = None
 
@@ -65,6 +68,18 @@ class SchedulerMixin(FamiliarMethods):
     def _own(self) -> dict[str, Any]:
         """The config without what other classes left in it (``from_config`` keeps that, for the way back)."""
         return {name: self.config[name] for name in _settings(type(self))}  # type: ignore[arg-type]
+
+    def register_to_config(self, **given: Any) -> None:
+        """Merge settings into the config.
+
+        Raises:
+            SettingError: no run can be made of one; a ValueError, and a NotImplementedError too.
+        """
+        own, name = _settings(type(self)), type(self).__name__  # type: ignore[arg-type]
+        settings.check({key: value for key, value in given.items() if key in own}, name, self._takes)
+        super().register_to_config(**given)
+        if given.get("_spacing"):
+            _ = self._spacing  # refused here rather than when it is used
 
     def _build_noise_schedule(self) -> NoiseSchedule:
         """The noise schedule that the config describes."""
@@ -119,7 +134,12 @@ class SchedulerMixin(FamiliarMethods):
         predictions.check(told, self.prediction_types, type(self).__name__)
         if self._manners is not None:
             options["manner"] = self._manners.of(options.pop("as_published", False))
-        return self._plan(steps, timesteps, sigmas, **options)
+        try:
+            return self._plan(steps, timesteps, sigmas, **options)
+        except ArithmeticError as error:  # no σ at all, or none that a float can hold
+            raise SettingError(
+                f"{type(self).__name__} cannot lay out {steps} steps by its settings ({error}); look at its betas and σ"
+            ) from error
 
     def _plan(self, *args: Any, **options: Any) -> Run:
         """``(steps, timesteps, sigmas, **options)``, checked: the one thing that a scheduler must define.
@@ -145,7 +165,6 @@ class SchedulerMixin(FamiliarMethods):
         name, options = spacings.check(spacing, options)
         twin = self._without_run()
         twin.register_to_config(_spacing={"name": name, **options})
-        _ = twin._spacing  # refused here rather than when it is used
         return twin
 
     @property
@@ -154,7 +173,10 @@ class SchedulerMixin(FamiliarMethods):
         entry = self.config.get("_spacing")
         if not entry:
             return None
+        if not isinstance(entry, Mapping) or "name" not in entry:
+            raise SettingError(f"_spacing of {type(self).__name__} is {shown(entry)}; with_spacing makes one")
         name, options = spacings.check(entry["name"], {k: v for k, v in entry.items() if k != "name"})
+        settings.check_spacing(options, type(self).__name__)
         if name not in self._spacings:
             raise ValueError(
                 f"spacing {name!r} does not fit {type(self).__name__}, which {self._spacings_because}; allowed: "
@@ -196,7 +218,7 @@ class SchedulerMixin(FamiliarMethods):
         if value in (understood or {}):
             self.register_to_config(**{key: (understood or {})[value]})
         elif value not in allowed:
-            raise NotImplementedError(
+            raise SettingError(
                 f"{key}={value!r} in the config of {type(self).__name__}: must be one of "
                 f"{', '.join(map(repr, allowed))}"
             )

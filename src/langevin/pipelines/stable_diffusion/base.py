@@ -231,9 +231,7 @@ class LatentPipeline(DiffusionPipeline):
         own = config.sample_size or 64  # Versatile Diffusion's says nothing
         if isinstance(own, int) and _before_0_9(config.get("_diffusers_version")):
             own = max(own, self._least_side)
-        if own is None and (height is None or width is None):
-            raise ValueError("this network's config names no sample_size; give height and width")
-        own_height, own_width = (own, own) if isinstance(own, int) else own or (0, 0)
+        own_height, own_width = own if isinstance(own, (list, tuple)) else (own, own)
         size = height or own_height * factor, width or own_width * factor
         check_size(size, factor)
         return size
@@ -357,9 +355,9 @@ def blacked_out(pixels: Tensor, which: Sequence[bool]) -> Tensor:
     return pixels
 
 
-def _before_0_9(version: str | None) -> bool:
+def _before_0_9(version: Any) -> bool:
     """Whether a config was written by a reference older than 0.9."""
-    return version is not None and tuple(map(int, re.findall(r"\d+", version)[:2])) < (0, 9)
+    return isinstance(version, str) and tuple(map(int, re.findall(r"\d+", version)[:2])) < (0, 9)
 
 
 def modernised(scheduler: Any, needs: Mapping[str, Any]) -> Any:

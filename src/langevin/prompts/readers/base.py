@@ -22,6 +22,9 @@ Given = Tensor | Mapping[str, Tensor] | None
 """Conditions that a caller has already: a tensor for the reader's first output, or a tensor for each by name."""
 
 
+_AXES = {"tokens": 3}  # of others 2
+
+
 @dataclass(frozen=True)
 class Reading:
     """What a reader gives a call.
@@ -200,24 +203,28 @@ class TextReader:
         texts = [] if prompt is None else [prompt] if isinstance(prompt, str) else list(prompt)
         own = self._given(prompt_embeds, "prompt_embeds")
         negatives = self._given(negative_prompt_embeds, "negative_prompt_embeds") if with_negative else []
-        if prompt_embeds is not None and (not with_negative or negative_prompt_embeds is not None):
-            return self._told({"positive": own, **({"negative": negatives} if with_negative else {})}, {}, pictures)
-        encoder = self.encoder(self._length(own[0]) if own else None)
         vectors = [kind for kind in self.outputs.values() if kind not in ("tokens", "filled")]
-        encode = Encoding(encoder, how.clip_skip, vectors)
         apart = how.clip_skip is not None and not how.clip_skip_negative
-        encode_negative = Encoding(encoder, None, vectors) if apart else encode
-        count = len(own) if own else len(texts)
-        unread = _match_negative(negative_prompt, count) if with_negative and not negatives else []
-        texts = [] if own else texts
-        if apart:
-            read = [*self._rows(encode_negative, unread, how), *self._rows(encode, texts, how)]
-        else:
-            read = self._rows(encode, unread + texts, how)
-        rows = {"positive": own or read[len(unread) :]}
-        if with_negative:
-            rows["negative"] = negatives or read[: len(unread)]
-        return self._told(rows, {"positive": encode, "negative": encode_negative}, pictures)
+        rows = {"positive": own, "negative": negatives} if with_negative else {"positive": own}
+        encodings: dict[str, Encoding] = {}
+        if not all(rows.values()) or self._may_be_padded(rows):
+            encoder = self.encoder(self._length(own[0]) if own else None)
+            encode = Encoding(encoder, how.clip_skip, vectors)
+            encodings = {"positive": encode, "negative": Encoding(encoder, None, vectors) if apart else encode}
+        counted = {name: [self._counted(row, encodings.get(name)) for row in each] for name, each in rows.items()}
+        if not all(rows.values()):
+            count = len(own) if own else len(texts)
+            unread = _match_negative(negative_prompt, count) if with_negative and not negatives else []
+            texts = [] if own else texts
+            if apart:
+                read = [*self._rows(encodings["negative"], unread, how), *self._rows(encodings["positive"], texts, how)]
+            else:
+                read = self._rows(encodings["positive"], unread + texts, how)
+            rows = {"positive": own or read[len(unread) :]}
+            if with_negative:
+                rows["negative"] = negatives or read[: len(unread)]
+        lengths = {name: counted[name] or [self._length(row) for row in each] for name, each in rows.items()}
+        return self._told(rows, lengths, encodings, pictures)
 
     def encoder(self, most: int | None = None) -> PromptEncoder:
         """The encoder for one call, with a window of at most so many tokens."""
@@ -259,6 +266,11 @@ class TextReader:
         if set(tensors) != set(self.outputs):
             wanted, there = ", ".join(self.outputs), ", ".join(tensors) or "nothing"
             raise ValueError(f"{said} has {there}; {wanted} are needed, in a dict where they are several")
+        for name, value in tensors.items():
+            if value.ndim != _AXES.get(self.outputs[name], 2) or 0 in value.shape:
+                axes = "(prompts, tokens, dim)" if self.outputs[name] == "tokens" else "(prompts, numbers)"
+                what = said if len(tensors) == 1 else f"{name} in {said}"
+                raise ValueError(f"{what} has the shape {tuple(value.shape)}; {axes} is needed")
         if len(set(map(len, tensors.values()))) > 1:
             sizes = ", ".join(f"{len(value)} of {name}" for name, value in tensors.items())
             raise ValueError(f"{said} has rows of different number: {sizes}")
@@ -266,9 +278,13 @@ class TextReader:
         return [{name: value[k : k + 1] for name, value in tensors.items()} for k in range(count)]
 
     def _told(
-        self, rows: Mapping[str, Sequence[dict[str, Tensor]]], encodings: Mapping[str, Encoding], pictures: int
+        self,
+        rows: Mapping[str, Sequence[dict[str, Tensor]]],
+        counted: Mapping[str, Sequence[int]],
+        encodings: Mapping[str, Encoding],
+        pictures: int,
     ) -> dict[str, Conditions]:
-        """Rows put together to branches."""
+        """Rows put together to branches; ``counted`` are how many tokens of each count."""
         long = [name for name, kind in self.outputs.items() if kind in ("tokens", "filled")]
         if not all(rows.values()):
             raise ValueError("there is no prompt; give at least one text, or embeddings")
@@ -282,7 +298,7 @@ class TextReader:
                 if wrong is not None:
                     _refuse(tuple(wrong.shape), tuple(parts[0].shape))
                 told[name] = self._ready(torch.cat(parts)).repeat_interleave(pictures, dim=0)
-            lengths = torch.tensor([self._length(row) for row in each]).repeat_interleave(pictures)
+            lengths = torch.tensor(list(counted[branch])).repeat_interleave(pictures)
             branches[branch] = {**told, LENGTHS: dict.fromkeys(long, lengths)} if long else told
         if "negative" in branches:
             for name in self.outputs:
@@ -294,6 +310,23 @@ class TextReader:
     def _length(self, row: Mapping[str, Tensor]) -> int:
         """Tokens of a row; 0 where it has only vectors."""
         return next((row[name].shape[1] for name, kind in self.outputs.items() if kind in ("tokens", "filled")), 0)
+
+    def _may_be_padded(self, rows: Mapping[str, Sequence[dict[str, Tensor]]]) -> bool:
+        """Whether given rows are longer than a window, of an encoder that is there to ask."""
+        if self.tokenizer is None or self.text_encoder is None:
+            return False
+        window = self.window or self.tokenizer.model_max_length
+        return any(self._length(row) > window for each in rows.values() for row in each)
+
+    def _counted(self, row: Mapping[str, Tensor], encode: Encoding | None) -> int:
+        """Tokens of a row, but not those of empty prompts at its end, with which somebody made it as long as others."""
+        name = next((name for name, kind in self.outputs.items() if kind == "tokens"), "")
+        tokens = self._length(row)
+        if encode is None or not name or tokens % encode.encoder.window:
+            return tokens
+        while tokens > encode.encoder.window and _is_nearly(row[name][:, :tokens], encode.empty):
+            tokens -= encode.encoder.window
+        return tokens
 
     @staticmethod
     def _padded(value: Tensor, kind: str, tokens: int, encode: Encoding | None) -> Tensor:
@@ -324,6 +357,15 @@ def _output(embedded: Embedded, kind: str) -> Tensor:
     if kind == "tokens":
         return embedded.tokens
     return embedded.filled if kind == "filled" else embedded.vectors[kind]
+
+
+def _is_nearly(tokens: Tensor, empty: Tensor) -> bool:
+    """Whether tokens end like this, but for rounding to half precision on the way."""
+    last = tokens[:, -empty.shape[1] :]
+    if last.shape[2] != empty.shape[2]:
+        return False
+    last, empty = last.float(), empty.to(last.device).float()
+    return torch.allclose(last, empty, rtol=0.01, atol=0.01 * float(empty.abs().mean()))
 
 
 def _refuse(negative: tuple[int, ...], positive: tuple[int, ...]) -> None:

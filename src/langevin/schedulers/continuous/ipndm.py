@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from langevin.checkpoints.config import register_to_config
+from langevin.checks import Share
 from langevin.schedulers import prediction as predictions
 from langevin.schedulers.arithmetic import DrawNoise, cast, combine
 from langevin.schedulers.continuous.deviations import IPNDM_FIRST
@@ -86,6 +87,7 @@ class IPNDMScheduler(PlainStep, CountedSteps):
     _tuple_has_original = False
     prediction_types = ("v_prediction",)
     _compatibles: ClassVar[list[str]] = []
+    _takes = {"trained_betas": Sequence[Share] | None}
     _steps_at_once = True
 
     @register_to_config

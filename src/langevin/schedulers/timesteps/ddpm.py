@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from langevin.checkpoints.config import register_to_config
+from langevin.checks import one_of
 from langevin.schedulers import prediction as predictions
 from langevin.schedulers.arithmetic import DrawNoise, cast, draw
 from langevin.schedulers.noise import Level, alpha_of_step
@@ -123,6 +124,7 @@ class DDPMScheduler(NoisyStep, TimestepScheduler):
     """
 
     _steps_at_once = True
+    _takes = {"variance_type": one_of(VARIANCE_TYPES) | None}
 
     @register_to_config
     def __init__(
@@ -138,11 +140,6 @@ class DDPMScheduler(NoisyStep, TimestepScheduler):
     def _plan(self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> DDPMRun:
         config = self.config
         kind = "fixed_small" if config.variance_type is None else config.variance_type  # as DPM-Solver's configs say it
-        if kind not in VARIANCE_TYPES:
-            raise ValueError(
-                f"variance_type={config.variance_type!r} in the config of {type(self).__name__}: must be one of "
-                f"{', '.join(map(repr, VARIANCE_TYPES))}"
-            )
         visited = self._visit(steps, timesteps, sigmas, Level(1.0, 0.0))
         limit = predictions.limiter(self._own)
         return DDPMRun(*visited, config.prediction_type, limit, variance_type=kind)

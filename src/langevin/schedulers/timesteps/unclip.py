@@ -7,7 +7,7 @@ The run is DDPM's (arXiv:2006.11239), over a cosine noise schedule and timesteps
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,6 +46,10 @@ class UnCLIPScheduler(SchedulerMixin):
     """
 
     prediction_types = ("epsilon", "sample")
+    _takes = {
+        "beta_schedule": Literal["squaredcos_cap_v2"],
+        "variance_type": Literal["fixed_small_log", "learned_range"],
+    }
     run_options = ("by_one",)
     _compatibles = []
 
@@ -54,8 +58,6 @@ class UnCLIPScheduler(SchedulerMixin):
         self, num_train_timesteps: int = 1000, variance_type: str = "fixed_small_log", clip_sample: bool = True,
         clip_sample_range: float = 1.0, prediction_type: str = "epsilon", beta_schedule: str = "squaredcos_cap_v2",
     ):  # fmt: skip
-        if beta_schedule != "squaredcos_cap_v2":
-            raise ValueError(f"beta_schedule={beta_schedule!r}: UnCLIPScheduler knows only 'squaredcos_cap_v2'")
         self.noise_schedule = NoiseSchedule.from_config(num_train_timesteps, beta_schedule=beta_schedule)
 
     def _timestep_spacing(self) -> tuple[str, dict[str, Any]]:
@@ -73,11 +75,6 @@ class UnCLIPScheduler(SchedulerMixin):
 
     def _run_over(self, timesteps: list[float], levels: list[Level], targets: list[Level]) -> DDPMRun:
         kind = self.config.variance_type
-        if kind not in ("fixed_small_log", "learned_range"):
-            raise ValueError(
-                f"variance_type={kind!r} in the config of UnCLIPScheduler: must be one of 'fixed_small_log', "
-                "'learned_range'"
-            )
         return DDPMRun(
             timesteps, levels, targets, self.config.prediction_type, predictions.limiter(self._own), variance_type=kind,
             alphas=[self._alpha_of(*step) for step in zip(timesteps, levels, targets, strict=True)],
