@@ -113,7 +113,8 @@ def test_depth_from_a_map(run, model):
 
 def test_models_of_another_kind_are_refused(run, upscaler, tiny_sd_folder):
     said = run("vary", "small.png", "-m", upscaler, code=2).stderr
-    assert "needs a StableDiffusionImageVariationPipeline; this model is a StableDiffusionUpscalePipeline" in said
+    assert "needs a StableDiffusionImageVariationPipeline or a VersatileDiffusionImageVariationPipeline" in said
+    assert "this model is a StableDiffusionUpscalePipeline" in said
     for call in (("upscale", "small.png"), ("depth", "small.png", "a cat")):
         assert "this model is a StableDiffusionPipeline" in run(*call, "-m", tiny_sd_folder, code=2).stderr
         assert "Missing option" in run(*call, code=2).stderr

@@ -626,8 +626,10 @@ def test_replacements_of_the_wrong_kind(written, pipe, caplog):
         DiffusionPipeline.from_pretrained(written, unet=3)
     with one_clear_line("scheduler is a str", "another scheduler"):
         DiffusionPipeline.from_pretrained(written, scheduler="euler")
-    made = DiffusionPipeline.from_pretrained(written, unet=torch.nn.Linear(1, 1), safety_checker=None)
-    assert isinstance(made.unet, torch.nn.Linear)
+    own = torch.nn.Linear(1, 1)
+    own.config = pipe.unet.config
+    made = DiffusionPipeline.from_pretrained(written, unet=own, safety_checker=None)
+    assert made.unet is own
     assert not caplog.records
     DDPMPipeline.from_pretrained(written, unet=pipe.vae)
     assert "unet is a AutoencoderKL" in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import langevin
 from tests.schedulers.parity_checks import (
     LATENT,
     SHARED,
@@ -248,10 +249,13 @@ def test_what_the_reference_refuses_is_refused(case):
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"])
 def test_an_unknown_prediction_type_is_refused(name):
-    x = torch.zeros(1, 3, 2, 2)
-    for scheduler in both(name, prediction_type="wish"):
-        with pytest.raises(ValueError, match="wish"):  # ours refuses when it plans, the reference when it steps
-            _ = scheduler.set_timesteps(5), scheduler.step(x, scheduler.timesteps[0], x)
+    """Ours when it is made, the reference when it steps."""
+    with pytest.raises(ValueError, match=r"prediction_type of .* is 'wish'"):
+        getattr(langevin, name)(prediction_type="wish")
+    x, scheduler = torch.zeros(1, 3, 2, 2), getattr(reference(), name)(prediction_type="wish")
+    scheduler.set_timesteps(5)
+    with pytest.raises(ValueError, match="wish"):
+        scheduler.step(x, scheduler.timesteps[0], x)
 
 
 def test_steps_that_the_reference_refuses_are_refused():

@@ -35,7 +35,7 @@ TABLE: Mapping[str, Any] = {
     "final_sigmas_type": Literal["zero", "sigma_min"],
     "time_shift_type": _LAWS,
     "sigma_schedule": Literal["karras", "exponential"],
-    "sigma_min": _Positive | None,
+    "sigma_min": _Amount | None,
     "sigma_max": _Positive | None,
     "sigma_data": _Positive,
     "rho": _Positive,

@@ -47,6 +47,7 @@ class LatentPipeline(DiffusionPipeline):
     _stage_name = ""  # where a call has several
     _resample = "lanczos"  # how given pictures are resized
     _least_side = 64  # of latents, which the first configs say are 32 where 64 is meant
+    _usual_side: int | None = None  # of latents, where a config says nothing
     _usual_guidance = 7.5  # where neither the caller nor the checkpoint says
 
     #: parts that pipelines of the family with other constructors may lack
@@ -228,10 +229,12 @@ class LatentPipeline(DiffusionPipeline):
         """Height and width in pixels, the model's own where None."""
         factor = self.vae_scale_factor
         config = self.unet.config
-        own = config.sample_size or 64  # Versatile Diffusion's says nothing
+        own = config.sample_size or self._usual_side
         if isinstance(own, int) and _before_0_9(config.get("_diffusers_version")):
             own = max(own, self._least_side)
-        own_height, own_width = own if isinstance(own, (list, tuple)) else (own, own)
+        if own is None and not (height and width):
+            raise ValueError("the UNet's config does not say its sample_size; give height and width")
+        own_height, own_width = own if isinstance(own, (list, tuple)) else (own or 0, own or 0)
         size = height or own_height * factor, width or own_width * factor
         check_size(size, factor)
         return size

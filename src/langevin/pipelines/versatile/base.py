@@ -24,6 +24,7 @@ class VersatileBase(LatentPipeline):
     model_cpu_offload_seq = "text_encoder->image_encoder->image_unet->vae"
     _exclude_from_cpu_offload: list[str] = []
     _scheduler_needs: Mapping[str, Any] = {}  # the reference leaves old schedulers as they are here
+    _usual_side = 64
 
     @property
     def unet(self) -> Any:
