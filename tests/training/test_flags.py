@@ -22,7 +22,35 @@ COMMANDS = {
         --center_crop --random_flip --train_batch_size=1 --gradient_accumulation_steps=4 --gradient_checkpointing
         --max_train_steps=15000 --learning_rate=1e-05 --max_grad_norm=1 --lr_scheduler="constant" --lr_warmup_steps=0
         --output_dir="sd-naruto-model" """,
+    "textual_inversion": """--pretrained_model_name_or_path=$MODEL --train_data_dir=$DATA --learnable_property="object"
+        --placeholder_token="<cat-toy>" --initializer_token="toy" --resolution=512 --train_batch_size=1
+        --gradient_accumulation_steps=4 --max_train_steps=3000 --learning_rate=5.0e-04 --scale_lr
+        --lr_scheduler="constant" --lr_warmup_steps=0 --output_dir="textual_inversion_cat" """,
+    "dreambooth": """--pretrained_model_name_or_path=$MODEL --instance_data_dir=$DATA --output_dir=$OUT
+        --instance_prompt="a photo of sks dog" --resolution=512 --train_batch_size=1 --learning_rate=5e-6
+        --max_train_steps=400""",
+    "lora": """--pretrained_model_name_or_path=$MODEL --dataset_name=$DATA --dataloader_num_workers=8 --resolution=512
+        --center_crop --random_flip --train_batch_size=1 --gradient_accumulation_steps=4 --max_train_steps=15000
+        --learning_rate=1e-04 --max_grad_norm=1 --lr_scheduler="cosine" --lr_warmup_steps=0 --output_dir=$OUT
+        --push_to_hub --hub_model_id=$HUB --report_to=wandb --checkpointing_steps=500
+        --validation_prompt="A naruto with blue eyes." --seed=1337""",
+    "controlnet": """--pretrained_model_name_or_path=$MODEL --output_dir=$OUT --dataset_name=$DATA --resolution=512
+        --learning_rate=1e-5 --validation_image "./one.png" "./two.png"
+        --validation_prompt "red circle with blue background" "cyan circle with brown floral background"
+        --train_batch_size=4""",
+    "instruct_pix2pix": """--pretrained_model_name_or_path=$MODEL --dataset_name=$DATA
+        --enable_xformers_memory_efficient_attention --resolution=256 --random_flip --train_batch_size=4
+        --gradient_accumulation_steps=4 --gradient_checkpointing --max_train_steps=15000 --checkpointing_steps=5000
+        --checkpoints_total_limit=1 --learning_rate=5e-05 --max_grad_norm=1 --lr_warmup_steps=0
+        --conditioning_dropout_prob=0.05 --mixed_precision=fp16 --seed=42""",
+    "custom_diffusion": """--pretrained_model_name_or_path=$MODEL --instance_data_dir=$DATA --output_dir=$OUT
+        --class_data_dir=./real_reg/samples_cat/ --with_prior_preservation --real_prior --prior_loss_weight=1.0
+        --class_prompt="cat" --num_class_images=200 --instance_prompt="photo of a <new1> cat" --resolution=512
+        --train_batch_size=2 --learning_rate=1e-5 --lr_warmup_steps=0 --max_train_steps=250 --scale_lr --hflip
+        --modifier_token "<new1>" --validation_prompt="<new1> cat sitting in a bucket" --report_to="wandb" """,
 }
+SCRIPTS = {"textual_inversion": "textual_inversion.py", "lora": "train_text_to_image_lora.py"}
+RATES = {"unconditional": 1e-4, "textual_inversion": 5e-4, "dreambooth": 5e-6, "lora": 1e-4, "instruct_pix2pix": 5e-5}
 
 
 def flags(name, line):
@@ -32,8 +60,13 @@ def flags(name, line):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_originals_commands_are_understood(name):
     found = flags(name, COMMANDS[name])
-    assert found.learning_rate == pytest.approx(1e-4 if name == "unconditional" else 1e-5)
-    assert (EXAMPLES / f"train_{name}.py").exists()
+    assert found.learning_rate == pytest.approx(RATES.get(name, 1e-5))
+    assert (EXAMPLES / SCRIPTS.get(name, f"train_{name}.py")).exists()
+
+
+def test_every_recipe_has_a_command_of_the_original():
+    assert COMMANDS.keys() == RECIPES.keys()
+    assert (EXAMPLES / "train_dreambooth_flax.py").exists()
 
 
 def test_values_are_what_was_written():

@@ -77,6 +77,16 @@ def flags_for(name, data):
         "textual_inversion": dict(
             train_data_dir=str(data / "subject"), placeholder_token="<mine>", initializer_token="circle", num_vectors=2
         ),
+        "custom_diffusion": dict(
+            instance_data_dir=str(data / "subject"),
+            instance_prompt="a <new1> circle",
+            modifier_token="<new1>",
+            with_prior_preservation=True,
+            class_data_dir=str(data / "class"),
+            class_prompt="a circle",
+            num_class_images=5,
+            hflip=True,
+        ),
         "controlnet": dict(dataset_name=str(data / "table"), proportion_empty_prompts=0.3),
         "instruct_pix2pix": dict(dataset_name=str(data / "table"), conditioning_dropout_prob=0.1, random_flip=True),
     }[name]
@@ -235,6 +245,97 @@ def test_only_the_new_rows_move_and_both_libraries_read_the_word(data, tmp_path)
 def test_a_word_that_is_several_tokens_cannot_be_begun_with(data, tmp_path):
     with pytest.raises(BadFlags, match="tokens"):
         first_batch(recipe("textual_inversion", data, tmp_path, initializer_token="red circle"))
+
+
+# -- Custom Diffusion
+
+
+def test_only_keys_values_and_the_word_move(data, tmp_path):
+    import diffusers
+
+    train(recipe("custom_diffusion", data, tmp_path))
+    name = "pytorch_custom_diffusion_weights.safetensors"
+    held = load_file(tmp_path / name)
+    assert held
+    assert all(
+        key.endswith((".processor.to_k_custom_diffusion.weight", ".to_v_custom_diffusion.weight")) for key in held
+    )
+    x, states = torch.ones(1, 4, 16, 16), torch.randn(1, 8, 128, generator=torch.Generator().manual_seed(0))
+    said = []
+    for library in (langevin, diffusers):
+        pipe = library.StableDiffusionPipeline.from_pretrained(BOX / "shapes", torch_dtype=torch.float32)
+        before = pipe.unet(x, 500, states).sample
+        if library is langevin:
+            pipe.unet.load_attn_procs(str(tmp_path), weight_name=name)
+        else:  # whose own load_attn_procs loads nothing of such a file where PEFT is installed, and does not say so
+            layers = {key.replace(".processor", "").replace("_custom_diffusion", ""): one for key, one in held.items()}
+            assert not pipe.unet.load_state_dict(layers, strict=False).unexpected_keys
+        pipe.load_textual_inversion(str(tmp_path), weight_name="<new1>.safetensors")
+        said += [pipe.unet(x, 500, states).sample.detach()]
+        assert (said[-1] - before).abs().max() > 1e-5
+        assert len(pipe.tokenizer("a <new1> circle", add_special_tokens=False).input_ids) == 3
+    torch.testing.assert_close(*said, atol=1e-5, rtol=1e-5)
+    fresh = langevin.StableDiffusionPipeline.from_pretrained("langevin/shapes").unet
+    own = langevin.StableDiffusionPipeline.from_pretrained("langevin/shapes", torch_dtype=torch.float32).unet
+    own.load_attn_procs(str(tmp_path), weight_name=name)
+    moved = [key for key, w in own.named_parameters() if not torch.equal(w, fresh.get_parameter(key).float())]
+    assert len(moved) == len(held)
+
+
+def test_several_concepts_and_real_pictures_of_a_class(data, tmp_path):
+    import json
+
+    real = tmp_path / "real"
+    (real / "images").mkdir(parents=True)
+    for path in (data / "class").iterdir():
+        (real / "images" / path.name).write_bytes(path.read_bytes())
+    names = sorted(path.name for path in (real / "images").iterdir())
+    (real / "images.txt").write_text("\n".join(f"images/{name}" for name in names))
+    (real / "caption.txt").write_text("\n".join(f"a thing {k}" for k in range(len(names))))
+    folders = dict(instance_data_dir=str(data / "subject"), class_data_dir=str(real))
+    listed = [dict(instance_prompt=f"a <new{k}>", class_prompt="a thing", **folders) for k in (1, 2)]
+    (tmp_path / "concepts.json").write_text(json.dumps(listed))
+    more = dict(concepts_list=str(tmp_path / "concepts.json"), modifier_token="<new1>+<new2>", real_prior=True)
+    own = recipe("custom_diffusion", data, tmp_path / "out", freeze_model="crossattn", noaug=True, **more)
+    networks, batch, draws = first_batch(own)
+    assert len(own.rows()) == 6
+    assert batch["class_text"][0].startswith("a thing ")
+    assert own.loss(networks, batch, draws).shape == (3,)
+    train(recipe("custom_diffusion", data, tmp_path / "out", freeze_model="crossattn", **more))
+    assert {path.name for path in (tmp_path / "out").glob("<new*")} == {"<new1>.safetensors", "<new2>.safetensors"}
+    assert any(
+        "to_out_custom_diffusion.0.bias" in key
+        for key in load_file(tmp_path / "out/pytorch_custom_diffusion_weights.safetensors")
+    )
+
+
+def test_scaled_pictures_are_masked_where_they_are_not():
+    from langevin.training.classes import scaled
+
+    image, seen = Image.new("RGB", (40, 40), (255, 0, 0)), set()
+    for k in range(60):
+        pixels, mask, said = scaled(image, 64, 4, random.Random(k))
+        assert pixels.shape == (3, 64, 64)
+        under = torch.nn.functional.interpolate(mask[None], (64, 64))[0, 0].bool()
+        assert under.any()
+        assert (pixels[0][under] == 1).all()
+        seen.add(said.strip())
+    assert seen == {"", "a far away", "very small", "zoomed in", "close up"}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (dict(modifier_token="<a>+<b>+<c>+<d>"), "--modifier_token has 4"),
+        (dict(concepts_list="/nowhere.json"), "/nowhere.json"),
+        (dict(instance_prompt=""), "--instance_prompt"),
+        (dict(class_prompt=None), "--class_prompt"),
+        (dict(no_safe_serialization=True), "--no_safe_serialization"),
+    ],
+)
+def test_what_custom_diffusion_cannot_do_is_told_at_once(data, tmp_path, more, said):
+    with pytest.raises(BadFlags, match=said):
+        recipe("custom_diffusion", data, tmp_path, **more).check()
 
 
 # -- ControlNet

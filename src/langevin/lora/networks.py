@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langevin.checkpoints import folders
-from langevin.lora import adapters, files, training, writing
+from langevin.lora import adapters, custom, files, training, writing
 from langevin.lora.weights import check_weight
 
 Names = str | Sequence[str]
@@ -77,9 +77,14 @@ class Adapted:
     def load_attn_procs(
         self, pretrained_model_name_or_path_or_dict: Any, adapter_name: str | None = None, **kwargs: Any
     ) -> None:
-        """Load a LoRA for this network from a file; arguments as in ``load_lora_weights`` of pipelines."""
+        """Load a LoRA for this network from a file; or projections of Custom Diffusion, which take the place of its
+        own. Arguments are as in ``load_lora_weights`` of pipelines.
+        """
         where = {name: kwargs.pop(name, None) for name in ("weight_name", "subfolder", "use_safetensors")}
         file = files.read(pretrained_model_name_or_path_or_dict, folders.take_options(kwargs), **where)
+        if custom.is_custom(file.tensors):
+            custom.load(self, file.tensors, file.said)
+            return
         pieces = files.pieces(file, {"unet": self})
         adapters.add(self, adapter_name or free_name(adapters.loaded(self).origins), pieces["unet"], file.origin)
 

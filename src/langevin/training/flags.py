@@ -139,6 +139,10 @@ class Flags:
     #: flags that have no sensible default
     required: ClassVar[tuple[str, ...]] = ()
 
+    def record(self) -> dict[str, Any]:
+        """What is written down of a run: all flags but secrets."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "hub_token"}
+
     def check(self) -> None:
         """Refuse what cannot be trained with, before anything is loaded.
 

@@ -319,7 +319,7 @@ class Run:
         logs = self.folder / flags.logging_dir
         table = report.Table(logs / "metrics.csv", self.first)
         if self.accelerator.log_with:
-            told = {n: v for n, v in vars(flags).items() if isinstance(v, (int, float, str, bool)) and "token" not in n}
+            told = {n: v for n, v in flags.record().items() if isinstance(v, (int, float, str, bool))}
             self.accelerator.init_trackers(flags.tracker_project_name, told)
         return table
 
@@ -349,7 +349,7 @@ class Run:
                 "averaged": {name: average.updates for name, average in self.averages.items()},
                 "pictures_per_step": self.plan.pictures,
                 "rows": self.plan.rows,
-                "flags": {n: v for n, v in vars(self.flags).items() if "token" not in n},
+                "flags": self.flags.record(),
             }
             whole = checkpoints.finish(self.folder, done, state, self.flags.checkpoints_total_limit)
         accelerator.wait_for_everyone()

@@ -11,6 +11,7 @@ RECIPES = {
     "lora": "Lora",
     "dreambooth": "DreamBooth",
     "textual_inversion": "TextualInversion",
+    "custom_diffusion": "CustomDiffusion",
     "controlnet": "ControlNet",
     "instruct_pix2pix": "InstructPix2Pix",
 }

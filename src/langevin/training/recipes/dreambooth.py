@@ -15,7 +15,7 @@ import langevin
 from langevin.checks import Count
 from langevin.training import losses
 from langevin.training.classes import make_class_pictures
-from langevin.training.data import Draws, FolderRows, Row, picture
+from langevin.training.data import Draws, FolderRows, Frame, Row, picture
 from langevin.training.flags import BadFlags, Filter, Rate
 from langevin.training.latent import LatentFlags, LatentRecipe
 
@@ -130,16 +130,22 @@ class DreamBooth(LatentRecipe):
     def caption(self, row: Row, rng: Random) -> str:
         return self.flags.instance_prompt
 
+    def more(self, row: Row, frame: Frame) -> dict[str, Any]:
+        return {"class_text": self.flags.class_prompt} if "class" in row else {}
+
     def loss(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Any], draws: Draws) -> Tensor:
         law, flags = self.law(batch), self.flags
         drawn = [(self.drawn(law[:, k], draws), draws) for k in range(law.shape[1])]
         parts = [(clean, *self.noised(clean, draws)) for clean, draws in drawn]
         clean, noise, x, t = (torch.cat(part) for part in zip(*parts, strict=True))
         rows = len(law)
-        texts = [flags.instance_prompt] * rows + [flags.class_prompt] * (len(clean) - rows)
+        texts = [*batch["text"], *batch.get("class_text", [])]
         states = self.states({"text": texts}, networks.get("text_encoder"))
         target = losses.target(self.scheduler, clean, noise, t, self.prediction_type)
-        subject, *prior = self.measured(networks["unet"](x, t, states).sample, target, t).split(rows)
+        mask = batch.get("mask")
+        if mask is not None and len(clean) > rows:
+            mask = torch.cat([mask, torch.ones_like(mask)])
+        subject, *prior = self.measured(networks["unet"](x, t, states).sample, target, t, mask).split(rows)
         return subject + flags.prior_loss_weight * prior[0] if prior else subject
 
     def pictures(self, networks: Mapping[str, Any], step: int) -> list[Any]:
