@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 
 import numpy as np
@@ -199,3 +200,14 @@ def mask(height=16, width=16, box=(4, 2, 12, 9)):
 
 def mask_tensor(*args, **kwargs):
     return torch.from_numpy(np.array(mask(*args, **kwargs)) / 255.0).float()[None, None]
+
+
+def assert_offloading_changes_nothing(pipe, way, **call):
+    """A copy of the pipeline gives its pictures offloaded, and again when that has ended."""
+    pipe = type(pipe)(**copy.deepcopy(pipe.components))
+    pipe.set_progress_bar_config(disable=True)
+    wanted = images(pipe, **call)
+    getattr(pipe, way)(device="cpu")
+    np.testing.assert_allclose(images(pipe, **call), wanted, atol=1e-5)
+    pipe.remove_all_hooks()
+    np.testing.assert_allclose(images(pipe, **call), wanted, atol=1e-5)

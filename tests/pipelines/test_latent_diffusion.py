@@ -16,7 +16,15 @@ from langevin import DiffusionPipeline, ImageStart, LDMPipeline, LDMSuperResolut
 from langevin.media.settings import read_settings
 from tests.helpers import TINY_UNET, in_threads, tiny_tokenizer
 from tests.models.models_oracle import twins
-from tests.pipelines.family_checks import assert_made_again, assert_same, generator, images, picture, pil
+from tests.pipelines.family_checks import (
+    assert_made_again,
+    assert_offloading_changes_nothing,
+    assert_same,
+    generator,
+    images,
+    picture,
+    pil,
+)
 from tests.prompts.readers_parts import bert_sizes, bert_tokenizer, clip_encoder, random
 
 TEXT, LARGER, ALONE = "LDMTextToImagePipeline", "LDMSuperResolutionPipeline", "LDMPipeline"
@@ -459,14 +467,7 @@ def test_callbacks_and_interruption(make, name):
 @each
 @pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
 def test_offloading_gives_the_same_pictures(make, name, way):
-    pipe = make(name)[0]
-    pipe = type(pipe)(**copy.deepcopy(pipe.components))
-    pipe.set_progress_bar_config(disable=True)
-    wanted = images(pipe, **call(name))
-    getattr(pipe, way)(device="cpu")
-    np.testing.assert_allclose(images(pipe, **call(name)), wanted, atol=1e-5)
-    pipe.remove_all_hooks()
-    np.testing.assert_allclose(images(pipe, **call(name)), wanted, atol=1e-5)
+    assert_offloading_changes_nothing(make(name)[0], way, **call(name))
 
 
 def test_one_pipeline_serves_many_threads(make):

@@ -16,7 +16,7 @@ from langevin.media.schema import WrongSettings, check_settings
 from langevin.media.settings import read_settings
 from tests.helpers import in_threads, tiny_tokenizer
 from tests.models.models_oracle import random_weights
-from tests.pipelines.family_checks import assert_same, generator, images, pil
+from tests.pipelines.family_checks import assert_offloading_changes_nothing, assert_same, generator, images, pil
 from tests.prompts.readers_parts import clip_encoder, clip_vision
 
 TEXT, IMAGE = "UnCLIPPipeline", "UnCLIPImageVariationPipeline"
@@ -485,14 +485,7 @@ def test_callbacks_see_each_stage_and_may_end_it(make, capsys):
 @both_names
 @pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
 def test_offloading_gives_the_same_pictures(make, name, way):
-    pipe = make(name)[0]
-    pipe = type(pipe)(**copy.deepcopy(pipe.components))
-    pipe.set_progress_bar_config(disable=True)
-    wanted = images(pipe, **call(name))
-    getattr(pipe, way)(device="cpu")
-    np.testing.assert_allclose(images(pipe, **call(name)), wanted, atol=1e-5)
-    pipe.remove_all_hooks()
-    np.testing.assert_allclose(images(pipe, **call(name)), wanted, atol=1e-5)
+    assert_offloading_changes_nothing(make(name)[0], way, **call(name))
 
 
 def test_one_pipeline_serves_many_threads(make):

@@ -18,19 +18,11 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar, get_arg
 
 from langevin.checks import Count, Range, Share, bare, checked, hints
 from langevin.signatures import argument_docs
+from langevin.training.rates import Name as RateName
 
 F = TypeVar("F", bound="Flags")
 Rate = Annotated[float, Range(0)]
 Whole = Annotated[int, Range(0)]
-RateName = Literal[
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "piecewise_constant",
-]
 Filter = Literal["nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
 

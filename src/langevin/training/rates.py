@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal, get_args
 
 Factor = Callable[[int], float]
 
-NAMES = (
+Name = Literal[
     "linear",
     "cosine",
     "cosine_with_restarts",
@@ -15,7 +16,8 @@ NAMES = (
     "constant",
     "constant_with_warmup",
     "piecewise_constant",
-)
+]
+NAMES: tuple[str, ...] = get_args(Name)
 
 
 def factor(
