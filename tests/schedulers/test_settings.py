@@ -34,7 +34,7 @@ SENSELESS = {
     "timestep_type": ["x"],
     "time_shift_type": ["x"],
     "sigma_schedule": ["x"],
-    "sigma_min": [-1.0, 0.0, math.nan, math.inf, 1e30],
+    "sigma_min": [-1.0, math.nan, math.inf, 1e30],
     "sigma_max": [-1.0, 0.0, math.nan, math.inf],
     "sigma_data": [0.0, -1.0, math.nan],
     "rho": [0.0, math.nan, math.inf],

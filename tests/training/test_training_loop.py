@@ -305,3 +305,12 @@ def test_tensorboard_gets_the_numbers(tmp_path):
     train(toy(tmp_path, report_to="tensorboard", tracker_project_name="toy"))
     events = EventAccumulator(str(tmp_path / "logs/toy")).Reload()
     assert [scalar.step for scalar in events.Scalars("loss")] == [*range(1, 7)]
+
+
+def test_a_tracker_that_is_not_there_is_told_of_and_missed_by_nobody(tmp_path, monkeypatch, caplog):
+    from langevin.training import report
+
+    monkeypatch.setattr(report, "_PACKAGES", {"wandb": "no_such_package"})
+    train(toy(tmp_path, report_to="wandb"))
+    assert "no_such_package" in caplog.text
+    assert len(read_table(tmp_path / "logs/metrics.csv")) == 6

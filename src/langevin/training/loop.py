@@ -120,9 +120,11 @@ class Run:
     # -- before the first step
 
     def _accelerator(self, trackers: Sequence[str]) -> Any:
-        from accelerate import Accelerator
-        from accelerate.utils import ProjectConfiguration
-
+        try:
+            from accelerate import Accelerator
+            from accelerate.utils import ProjectConfiguration
+        except ImportError:
+            raise BadFlags("training needs accelerate: pip install 'langevin[train]'") from None
         flags = self.flags
         precision = flags.mixed_precision
         if flags.allow_tf32:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,26 +15,27 @@ from PIL import Image, ImageDraw
 
 from langevin.checkpoints.saving import replace_file
 from langevin.media.grids import make_image_grid
-from langevin.training.flags import BadFlags
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "pictures_per_second", "held_out_loss")
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet_ml"}
 
 
 def trackers(report_to: str) -> list[str]:
-    """Names of the trackers to use, of those that are installed.
-
-    Raises:
-        BadFlags: one was asked for that is not. (The default, tensorboard, is left out where it is missing.)
+    """Names of the trackers to use, of those that are installed: a run does not fail for want of one, since its numbers
+    are in ``metrics.csv`` too. Weights & Biases keeps its files here where nobody is logged in.
     """
     installed = [name for name, package in _PACKAGES.items() if importlib.util.find_spec(package)]
-    if report_to == "all":
-        return installed
-    if report_to in ("none", "tensorboard"):
-        return [report_to] if report_to in installed else []
-    if report_to not in installed:
-        raise BadFlags(f"--report_to={report_to} needs it: pip install {_PACKAGES[report_to]}")
-    return [report_to]
+    asked = installed if report_to == "all" else [report_to] if report_to in _PACKAGES else []
+    for name in asked:
+        if name not in installed:
+            logger.warning(
+                "%s is not installed; numbers go to metrics.csv alone (pip install %s)", name, _PACKAGES[name]
+            )
+    if "wandb" in asked and not os.environ.get("WANDB_API_KEY") and not Path("~/.netrc").expanduser().exists():
+        os.environ.setdefault("WANDB_MODE", "offline")
+    return [name for name in asked if name in installed]
 
 
 class Table:
