@@ -25,6 +25,7 @@ from langevin.outputs import AudioDiffusionPipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import Given, takes
+from langevin.pipelines.parts import takes_parts
 from langevin.schedulers.timesteps.ddim import DDIMScheduler
 from langevin.schedulers.timesteps.ddim_inverse import DDIMInverseScheduler
 
@@ -120,8 +121,9 @@ class AudioDiffusionPipeline(DiffusionPipeline):
     _optional_components = ["vqvae"]
     _callback_tensor_inputs = ["latents"]
 
+    @takes_parts
     def __init__(self, vqvae: Any, unet: Any, mel: Any, scheduler: Any) -> None:
-        self.take_parts(locals())
+        pass
 
     @takes(AudioDiffusionGiven)
     def __call__(self, given: AudioDiffusionGiven) -> Any:

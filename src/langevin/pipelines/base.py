@@ -17,7 +17,7 @@ class DiffusionPipeline(Running, LoraMixin, Loading):
 
     A pipeline is made of parts (networks, a scheduler, a tokenizer, …) and settings. Both are arguments of its
     constructor: parts are those without a default and those in ``_optional_components``, which may be None; the others
-    are settings. The constructor hands all of them, ``locals()``, to :meth:`take_parts`.
+    are settings. :func:`langevin.pipelines.parts.takes_parts` makes the pipeline of them.
 
     Example:
         >>> from langevin import DiffusionPipeline

@@ -12,6 +12,7 @@ from langevin.outputs import AudioPipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import Given, takes
+from langevin.pipelines.parts import takes_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,9 @@ class DanceDiffusionPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents"]
 
+    @takes_parts
     def __init__(self, unet: Any, scheduler: Any) -> None:
-        self.take_parts(locals())
+        pass
 
     @takes(DanceGiven)
     def __call__(self, given: DanceGiven) -> Any:

@@ -15,6 +15,7 @@ from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call, compose_guiders
 from langevin.pipelines.given import Given, takes
+from langevin.pipelines.parts import takes_parts
 
 Label = Annotated[int, Range(0)]
 """The number of a class."""
@@ -57,9 +58,9 @@ class DiTPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "transformer->vae"
     _callback_tensor_inputs = ["latents"]
 
+    @takes_parts
     def __init__(self, transformer: Any, vae: Any, scheduler: Any, id2label: Mapping[str, str] | None = None) -> None:
         """``id2label``: names of each class, by its number, with commas between them."""
-        self.take_parts(locals())
         names = [(name.strip(), int(number)) for number, all_ in (id2label or {}).items() for name in all_.split(",")]
         self.labels = dict(sorted(names))
 

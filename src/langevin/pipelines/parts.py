@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from torch import nn
 
 from langevin.checkpoints import model_index
 from langevin.checkpoints.config import ConfigMixin
 
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+def takes_parts(init: Init) -> Init:
+    """The decorated constructor's arguments become the object's parts and settings; then its body runs.
+
+    @takes_parts
+    def __init__(self, unet, scheduler):
+        pass
+    """
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def made(self: Parts, *args: Any, **kwargs: Any) -> None:
+        try:
+            bound = signature.bind(self, *args, **kwargs)
+        except TypeError:
+            init(self, *args, **kwargs)  # says it in Python's own words
+            raise
+        bound.apply_defaults()
+        self.take_parts(dict(list(bound.arguments.items())[1:]))
+        init(self, *args, **kwargs)
+
+    return made  # type: ignore[return-value]
+
 
 class Parts(ConfigMixin):
     """An object made of parts (networks, a scheduler, a tokenizer, …) and settings.
 
     Both are arguments of its constructor: parts are those without a default and those in ``_optional_components``,
-    which may be None; the others are settings. The constructor hands all of them, ``locals()``, to
-    :meth:`take_parts`.
+    which may be None; the others are settings. :func:`takes_parts` makes the object of them.
     """
 
     config_name = model_index.INDEX
@@ -27,13 +52,12 @@ class Parts(ConfigMixin):
         """Make a constructor's arguments this pipeline's parts and settings.
 
         Args:
-            arguments: all by name: ``locals()`` at the constructor's begin.
+            arguments: all by name.
         """
-        given = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
         makers = [cls for cls in type(self).__mro__ if issubclass(cls, Parts) and "__init__" in vars(cls)]
         settings = {name for cls in makers for name in cls._arguments()[1]}
-        self.register_modules(**{name: value for name, value in given.items() if name not in settings})
-        self.register_to_config(**{name: value for name, value in given.items() if name in settings})
+        self.register_modules(**{name: value for name, value in arguments.items() if name not in settings})
+        self.register_to_config(**{name: value for name, value in arguments.items() if name in settings})
 
     def register_modules(self, **parts: Any) -> None:
         """Make objects the pipeline's parts: attributes, listed in :attr:`components` and ``config``."""

@@ -17,6 +17,7 @@ from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import Given, takes
+from langevin.pipelines.parts import takes_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,9 @@ class UnconditionalPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents"]
 
+    @takes_parts
     def __init__(self, unet: Any, scheduler: Any) -> None:
-        self.take_parts(locals())
+        pass
 
     _low = -1.0  # what black is to the network
 

@@ -18,6 +18,7 @@ from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call, compose_guiders
 from langevin.pipelines.given import Given, takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.given import check_texts
 from langevin.prompts.readers.base import Reading
 from langevin.prompts.readers.clip import UnitReader
@@ -89,6 +90,7 @@ class VQDiffusionPipeline(TextualInversionLoaderMixin, DiffusionPipeline):
     _exclude_from_cpu_offload = ["learned_classifier_free_sampling_embeddings"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
+    @takes_parts
     def __init__(
         self,
         vqvae: Any,
@@ -102,7 +104,6 @@ class VQDiffusionPipeline(TextualInversionLoaderMixin, DiffusionPipeline):
         ``transformer``: a :class:`~langevin.Transformer2DModel`; ``scheduler``: a
         :class:`~langevin.VQDiffusionScheduler`.
         """
-        self.take_parts(locals())
 
     @takes(VQDiffusionGiven)
     def __call__(self, given: VQDiffusionGiven) -> Any:

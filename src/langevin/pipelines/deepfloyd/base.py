@@ -13,6 +13,7 @@ from langevin.codecs.pixels import PixelCodec
 from langevin.guiders.base import Guider, Setup
 from langevin.outputs import IFPipelineOutput
 from langevin.pipelines.call import Call
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase, blacked_out
 from langevin.prompts.captions import clean_caption as cleaned
 from langevin.prompts.captions import plain_caption
@@ -29,6 +30,7 @@ class IFBase(StableDiffusionBase):
 
     vae: Any = None  # there is none
 
+    @takes_parts
     def __init__(
         self,
         tokenizer: Any,
@@ -43,7 +45,6 @@ class IFBase(StableDiffusionBase):
         """``watermarker.apply_watermark(images, side)`` marks PIL images. Every part but ``unet`` and ``scheduler`` may
         be None; ``unet`` too where only :meth:`encode_prompt` is wanted.
         """
-        self.take_parts(locals())
 
     @property
     def codec(self) -> Codec:

@@ -13,6 +13,7 @@ from langevin.pipelines.deepfloyd.base import IFBase
 from langevin.pipelines.deepfloyd.given import LARGE_END, MIDDLE, IFGiven, NoiseLevel
 from langevin.pipelines.deepfloyd.pictures import signed
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class IFLargeBase(IFBase):
 
     _usual_guidance = 4.0
 
+    @takes_parts
     def __init__(
         self,
         tokenizer: Any,
@@ -56,7 +58,6 @@ class IFLargeBase(IFBase):
         requires_safety_checker: bool = True,
     ) -> None:
         """``image_noising_scheduler`` noises the small picture; for the others see :class:`IFBase`."""
-        self.take_parts(locals())
 
     @property
     def _channels(self) -> int:

@@ -15,6 +15,7 @@ from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import Given, takes
+from langevin.pipelines.parts import takes_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +59,9 @@ class LDMSuperResolutionPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "unet->vqvae"
     _callback_tensor_inputs = ["latents"]
 
+    @takes_parts
     def __init__(self, vqvae: Any, unet: Any, scheduler: Any) -> None:
         """``vqvae``: a :class:`~langevin.VQModel` or an :class:`~langevin.AutoencoderKL`; latents are not scaled."""
-        self.take_parts(locals())
 
     def spread_arguments(self, given: Any) -> dict[str, bool]:
         return {"image": True}

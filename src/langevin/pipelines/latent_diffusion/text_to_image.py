@@ -12,6 +12,7 @@ from langevin.codecs.vq import latent_codec
 from langevin.guiders.classifier_free import AnyGuidance
 from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import FamilyGiven, Side, TextGiven
 from langevin.prompts.readers.base import TextReader
@@ -52,8 +53,9 @@ class LDMTextToImagePipeline(StableDiffusionBase):
     _scheduler_needs: Mapping[str, Any] = {}  # the reference leaves old schedulers as they are here
     _least_side = 0
 
+    @takes_parts
     def __init__(self, vqvae: Any, bert: Any, tokenizer: Any, unet: Any, scheduler: Any) -> None:
-        self.take_parts(locals())
+        pass
 
     @property
     def vae(self) -> Any:

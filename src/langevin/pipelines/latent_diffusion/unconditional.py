@@ -9,6 +9,7 @@ from langevin.checks import Count, Share
 from langevin.codecs.base import Codec
 from langevin.codecs.vq import latent_codec
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.unconditional import UnconditionalGiven, UnconditionalPipeline
 
 
@@ -37,9 +38,9 @@ class LDMPipeline(UnconditionalPipeline):
 
     model_cpu_offload_seq = "unet->vqvae"
 
+    @takes_parts
     def __init__(self, vqvae: Any, unet: Any, scheduler: Any) -> None:
         """``vqvae``: a :class:`~langevin.VQModel`, or an :class:`~langevin.AutoencoderKL`."""
-        self.take_parts(locals())
 
     @property
     def codec(self) -> Codec:

@@ -20,6 +20,7 @@ from langevin.media.images import VaeImageProcessor, pictures
 from langevin.outputs import StableDiffusionPipelineOutput
 from langevin.pipelines.base import DiffusionPipeline
 from langevin.pipelines.call import Call, compose_guiders
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.given import FamilyGiven, TextGiven
 from langevin.prompts.readers.base import Given as Embeds
 from langevin.prompts.readers.base import How, Reading, TextReader
@@ -273,6 +274,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, LatentPipeline):
     _optional_components = ["safety_checker", "feature_extractor", "image_encoder"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
+    @takes_parts
     def __init__(
         self,
         vae: Any,
@@ -285,7 +287,7 @@ class StableDiffusionBase(TextualInversionLoaderMixin, LatentPipeline):
         image_encoder: Any = None,
         requires_safety_checker: bool = True,
     ) -> None:
-        self.take_parts(locals())
+        pass
 
     def read(self, given: TextGiven, steps: int) -> Reading:
         """The texts of a call, as branches of conditions."""

@@ -14,6 +14,7 @@ from langevin.guiders.control import Control, control_pixels, one_per_row
 from langevin.models.multi_controlnet import MultiControlNetModel
 from langevin.pipelines.callbacks import View, guided
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import CALLBACKS, TextGiven, middle
 
@@ -99,6 +100,9 @@ class ControlNetBase(StableDiffusionBase):
     _scheduler_needs: Mapping[str, Any] = {}  # the reference leaves old schedulers as they are here
     _control_argument = "control_image"
 
+    controlnet: Any
+
+    @takes_parts
     def __init__(
         self,
         vae: Any,
@@ -116,8 +120,7 @@ class ControlNetBase(StableDiffusionBase):
         :class:`~langevin.MultiControlNetModel`.
         """
         if isinstance(controlnet, (list, tuple)):
-            controlnet = MultiControlNetModel(controlnet)
-        self.take_parts(locals())
+            self.controlnet = MultiControlNetModel(controlnet)
 
     def spread_arguments(self, given: Any) -> dict[str, bool]:
         shown, spread = getattr(given, self._control_argument), super().spread_arguments(given)

@@ -16,6 +16,7 @@ from langevin.guiders.image_start import ImageStart
 from langevin.media.load import opened
 from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import CALLBACKS, middle
 from langevin.pipelines.stable_diffusion.img2img import ImageToImageGiven
@@ -63,6 +64,7 @@ class StableDiffusionDepth2ImgPipeline(StableDiffusionBase):
     _callback_views = {"depth_mask": PerBranch()}
     _scheduler_needs: Mapping[str, Any] = {}  # the reference leaves old schedulers as they are here
 
+    @takes_parts
     def __init__(
         self,
         vae: Any,
@@ -76,7 +78,6 @@ class StableDiffusionDepth2ImgPipeline(StableDiffusionBase):
         """``depth_estimator`` is a ``DPTForDepthEstimation`` of transformers, ``feature_extractor`` its image
         processor. Both may be None where every call brings its ``depth_map``.
         """
-        self.take_parts(locals())
 
     def spread_arguments(self, given: Any) -> dict[str, bool]:
         return {"image": given.pair_images, "depth_map": given.pair_images}

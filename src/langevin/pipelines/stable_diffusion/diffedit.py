@@ -19,6 +19,7 @@ from langevin.guiders.whitening import Whitening
 from langevin.outputs import DiffEditInversionPipelineOutput
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import Given, takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import TextGiven, middle
 from langevin.randomness import noise_for
@@ -144,6 +145,7 @@ class StableDiffusionDiffEditPipeline(StableDiffusionBase):
     _optional_components = ["safety_checker", "feature_extractor", "inverse_scheduler"]
     _scheduler_needs: Mapping[str, Any] = {"steps_offset": 1, "skip_prk_steps": True}
 
+    @takes_parts
     def __init__(
         self,
         vae: Any,
@@ -159,7 +161,6 @@ class StableDiffusionDiffEditPipeline(StableDiffusionBase):
         """``inverse_scheduler``: goes the other way; a :class:`langevin.DDIMInverseScheduler` with the scheduler's
         settings if None.
         """
-        self.take_parts(locals())
 
     @takes(DiffEditGiven)
     def __call__(self, given: DiffEditGiven) -> Any:

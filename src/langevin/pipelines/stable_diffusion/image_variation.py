@@ -8,6 +8,7 @@ from typing import Any
 
 from langevin.checks import Count
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.base import LatentPipeline
 from langevin.pipelines.stable_diffusion.given import FamilyGiven, Side
 from langevin.prompts.readers.base import Reading
@@ -53,6 +54,7 @@ class StableDiffusionImageVariationPipeline(LatentPipeline):
     _optional_components = ["safety_checker"]
     _scheduler_needs: Mapping[str, Any] = {}  # the reference leaves old schedulers as they are here
 
+    @takes_parts
     def __init__(
         self,
         vae: Any,
@@ -64,7 +66,6 @@ class StableDiffusionImageVariationPipeline(LatentPipeline):
         requires_safety_checker: bool = True,
     ) -> None:
         """``image_encoder`` is a ``CLIPVisionModelWithProjection`` of transformers."""
-        self.take_parts(locals())
 
     def spread_arguments(self, given: Any) -> dict[str, bool]:
         return {"image": True}

@@ -16,6 +16,7 @@ from langevin.guiders.inpaint import Inpaint
 from langevin.guiders.step import Step
 from langevin.media.images import VaeImageProcessor
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import TextGiven
 from langevin.pipelines.stable_diffusion.inpaint import InpaintBase
@@ -104,6 +105,7 @@ class StableDiffusionInpaintPipelineLegacy(InpaintBase, StableDiffusionBase):
 
     _optional_components = ["safety_checker", "feature_extractor"]
 
+    @takes_parts
     def __init__(
         self,
         vae: Any,
@@ -115,7 +117,7 @@ class StableDiffusionInpaintPipelineLegacy(InpaintBase, StableDiffusionBase):
         feature_extractor: Any = None,
         requires_safety_checker: bool = True,
     ) -> None:
-        self.take_parts(locals())
+        pass
 
     @takes(InpaintLegacyGiven)
     def __call__(self, given: InpaintLegacyGiven) -> Any:

@@ -15,6 +15,7 @@ from langevin.guiders.latent_upscale import EnlargedLatents
 from langevin.models.preconditioned import LatentUpscalerNetwork
 from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import TextGiven
 from langevin.prompts.readers.base import Given as Embeds
@@ -83,8 +84,9 @@ class StableDiffusionLatentUpscalePipeline(StableDiffusionBase):
 
     guides_itself = False  # its time_cond_proj_dim is for something else
 
+    @takes_parts
     def __init__(self, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any) -> None:
-        self.take_parts(locals())
+        pass
 
     @property
     def network(self) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 from langevin.media.recording import mark_edited
 from langevin.models.editing import edited
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import middle
 from langevin.pipelines.stable_diffusion.text_to_image import TextToImageGiven
@@ -49,6 +50,7 @@ class StableDiffusionModelEditingPipeline(StableDiffusionBase):
 
     unet: Any
 
+    @takes_parts
     def __init__(
         self,
         vae: Any,
@@ -63,9 +65,8 @@ class StableDiffusionModelEditingPipeline(StableDiffusionBase):
         with_augs: Sequence[str] = AUGMENTATIONS,
         image_encoder: Any = None,
     ) -> None:
-        with_augs = list(with_augs)
-        self.take_parts(locals())
-        self.with_to_k, self.with_augs = with_to_k, with_augs
+        self.with_to_k, self.with_augs = with_to_k, list(with_augs)
+        self.register_to_config(with_augs=self.with_augs)
         self._before: tuple[Any, Any] = (None, None)  # an edited network, and what it was before all edits
 
     def edit_model(

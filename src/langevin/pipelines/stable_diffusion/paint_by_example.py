@@ -10,6 +10,7 @@ from torch import Tensor
 
 from langevin.guiders.base import Setup
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.given import FamilyGiven
 from langevin.pipelines.stable_diffusion.inpaint import (
     MASK_VIEWS,
@@ -83,6 +84,7 @@ class PaintByExamplePipeline(InpaintBase):
     _callback_views = MASK_VIEWS
     _scheduler_needs: Mapping[str, Any] = {}  # the reference leaves old schedulers as they are here
 
+    @takes_parts
     def __init__(
         self,
         vae: Any,
@@ -94,7 +96,6 @@ class PaintByExamplePipeline(InpaintBase):
         requires_safety_checker: bool = False,
     ) -> None:
         """``image_encoder``: a :class:`~langevin.PaintByExampleImageEncoder`."""
-        self.take_parts(locals())
 
     def spread_arguments(self, given: Any) -> dict[str, bool]:
         return {**super().spread_arguments(given), "example_image": True}

@@ -16,6 +16,7 @@ from langevin.outputs import Pix2PixInversionPipelineOutput
 from langevin.pipelines.call import Call
 from langevin.pipelines.callbacks import TEXT
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import TextGiven, middle
 from langevin.pipelines.stable_diffusion.text_to_image import TextToImageGiven
@@ -111,6 +112,7 @@ class StableDiffusionPix2PixZeroPipeline(StableDiffusionBase):
     _exclude_from_cpu_offload = ["safety_checker", "caption_generator"]
     _scheduler_needs: Mapping[str, Any] = {}
 
+    @takes_parts
     def __init__(
         self,
         vae: Any,
@@ -126,7 +128,7 @@ class StableDiffusionPix2PixZeroPipeline(StableDiffusionBase):
         requires_safety_checker: bool = True,
         image_encoder: Any = None,
     ) -> None:
-        self.take_parts(locals())
+        pass
 
     @takes(Pix2PixZeroGiven)
     def __call__(self, given: Pix2PixZeroGiven) -> Any:

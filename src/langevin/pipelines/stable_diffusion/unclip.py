@@ -14,6 +14,7 @@ from langevin.guiders.image_embedding import ImageEmbedding
 from langevin.outputs import ImagePipelineOutput
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import TextGiven, middle
 from langevin.pipelines.stable_diffusion.text_to_image import TextToImageGiven
@@ -90,6 +91,7 @@ class StableUnCLIPPipeline(UnCLIPBase):
     _exclude_from_cpu_offload = ["prior", "image_normalizer"]
     _stage_name = "picture"
 
+    @takes_parts
     def __init__(
         self,
         prior_tokenizer: Any,
@@ -105,7 +107,6 @@ class StableUnCLIPPipeline(UnCLIPBase):
         vae: Any,
     ) -> None:
         """``prior``: a :class:`~langevin.PriorTransformer`."""
-        self.take_parts(locals())
 
     @takes(StableUnCLIPGiven)
     def __call__(self, given: StableUnCLIPGiven) -> Any:

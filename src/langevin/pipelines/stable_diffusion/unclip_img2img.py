@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.given import Side, middle
 from langevin.pipelines.stable_diffusion.unclip import NO_ADAPTERS, UnCLIPBase, UnCLIPGiven
 from langevin.prompts.readers.vision import vectors
@@ -58,6 +59,7 @@ class StableUnCLIPImg2ImgPipeline(UnCLIPBase):
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
 
+    @takes_parts
     def __init__(
         self,
         feature_extractor: Any,
@@ -71,7 +73,6 @@ class StableUnCLIPImg2ImgPipeline(UnCLIPBase):
         vae: Any,
     ) -> None:
         """``image_encoder``: a ``CLIPVisionModelWithProjection`` of transformers."""
-        self.take_parts(locals())
 
     def spread_arguments(self, given: Any) -> dict[str, bool]:
         return {"image": True}

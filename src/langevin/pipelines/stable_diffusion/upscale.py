@@ -15,6 +15,7 @@ from langevin.guiders.base import Guider
 from langevin.guiders.low_resolution import LowResolution
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import TextGiven, middle
 
@@ -75,6 +76,7 @@ class StableDiffusionUpscalePipeline(StableDiffusionBase):
 
     scaling_factor: float | None = 0.08333
 
+    @takes_parts
     def __init__(
         self,
         vae: Any,
@@ -89,7 +91,6 @@ class StableDiffusionUpscalePipeline(StableDiffusionBase):
         max_noise_level: int = 350,
     ) -> None:
         """``low_res_scheduler`` noises the small picture. ``watermarker.apply_watermark(images)`` marks PIL images."""
-        self.take_parts(locals())
 
     @property
     def codec(self) -> Codec:

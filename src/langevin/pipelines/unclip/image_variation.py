@@ -9,6 +9,7 @@ from torch import Tensor
 
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.unclip.base import DecoderGiven, UnCLIPDecoding
 from langevin.pipelines.unclip.prior import clip_reader
 from langevin.prompts.readers.vision import vectors
@@ -55,6 +56,7 @@ class UnCLIPImageVariationPipeline(UnCLIPDecoding):
     model_cpu_offload_seq = "text_encoder->image_encoder->text_proj->decoder->super_res_first->super_res_last"
     _exclude_from_cpu_offload = ["text_proj"]
 
+    @takes_parts
     def __init__(
         self,
         decoder: Any,
@@ -69,7 +71,6 @@ class UnCLIPImageVariationPipeline(UnCLIPDecoding):
         super_res_scheduler: Any,
     ) -> None:
         """``image_encoder``: a ``CLIPVisionModelWithProjection`` of transformers."""
-        self.take_parts(locals())
 
     def spread_arguments(self, given: Any) -> dict[str, bool]:
         return {"image": True}

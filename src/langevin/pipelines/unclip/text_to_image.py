@@ -12,6 +12,7 @@ from torch import Tensor
 
 from langevin.pipelines.call import Call
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.given import check_texts
 from langevin.pipelines.unclip.base import DecoderGiven, UnCLIPDecoding
 from langevin.pipelines.unclip.prior import PriorGiven, clip_reader, picture_vectors
@@ -82,6 +83,7 @@ class UnCLIPPipeline(UnCLIPDecoding):
     model_cpu_offload_seq = "text_encoder->text_proj->decoder->super_res_first->super_res_last"
     _exclude_from_cpu_offload = ["prior", "text_proj"]
 
+    @takes_parts
     def __init__(
         self,
         prior: Any,
@@ -98,7 +100,6 @@ class UnCLIPPipeline(UnCLIPDecoding):
         """``prior``: a :class:`~langevin.PriorTransformer`; ``text_encoder``: a ``CLIPTextModelWithProjection`` of
         transformers; ``text_proj``: a :class:`~langevin.UnCLIPTextProjModel`.
         """
-        self.take_parts(locals())
 
     @takes(UnCLIPTextGiven)
     def __call__(self, given: UnCLIPTextGiven) -> Any:

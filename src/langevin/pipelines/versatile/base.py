@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from langevin.outputs import ImagePipelineOutput
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.base import LatentPipeline, StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import middle
 from langevin.prompts.readers.base import Reading
@@ -61,6 +62,7 @@ class AllParts(VersatileBase, StableDiffusionBase):
     _reader_class = AlignedReader
     _optional_components: list[str] = []
 
+    @takes_parts
     def __init__(
         self,
         tokenizer: Any,
@@ -75,7 +77,6 @@ class AllParts(VersatileBase, StableDiffusionBase):
         """``text_encoder`` and ``image_encoder`` are a ``CLIPTextModelWithProjection`` and a
         ``CLIPVisionModelWithProjection`` of transformers.
         """
-        self.take_parts(locals())
 
 
 def empty_picture(feature_extractor: Any, grey: bool) -> Any:

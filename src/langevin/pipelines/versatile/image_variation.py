@@ -7,6 +7,7 @@ from typing import Any
 
 from langevin.models.versatile import image_flow
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.image_variation import VariationGiven
 from langevin.pipelines.versatile.base import AFTER, VersatileBase
 from langevin.prompts.readers.base import Reading
@@ -48,11 +49,11 @@ class VersatileDiffusionImageVariationPipeline(VersatileBase):
         >>> images = pipe(picture, num_images_per_prompt=3, num_inference_steps=20, seed=7).images
     """
 
+    @takes_parts
     def __init__(
         self, image_feature_extractor: Any, image_encoder: Any, image_unet: Any, vae: Any, scheduler: Any
     ) -> None:
         """``image_encoder`` is a ``CLIPVisionModelWithProjection`` of transformers."""
-        self.take_parts(locals())
 
     @property
     def network(self) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from langevin.models.versatile import text_flow
 from langevin.pipelines.given import takes
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.text_to_image import TextToImageGiven
 from langevin.pipelines.versatile.base import AFTER, VersatileBase
@@ -34,13 +35,13 @@ class VersatileDiffusionTextToImagePipeline(VersatileBase, StableDiffusionBase):
     _optional_components = ["text_unet"]
     _reader_class = AlignedReader
 
+    @takes_parts
     def __init__(
         self, tokenizer: Any, text_encoder: Any, image_unet: Any, text_unet: Any, vae: Any, scheduler: Any
     ) -> None:
         """``text_encoder`` is a ``CLIPTextModelWithProjection``. Without ``text_unet``, the image UNet's own attention
         is taken to look at texts.
         """
-        self.take_parts(locals())
 
     @property
     def network(self) -> Any:

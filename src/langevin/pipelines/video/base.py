@@ -12,6 +12,7 @@ from langevin.codecs.frames import FramesCodec
 from langevin.guiders.base import Setup
 from langevin.media.images import VaeImageProcessor
 from langevin.outputs import TextToVideoSDPipelineOutput
+from langevin.pipelines.parts import takes_parts
 from langevin.pipelines.stable_diffusion.base import StableDiffusionBase
 from langevin.pipelines.stable_diffusion.given import TextGiven
 
@@ -47,8 +48,8 @@ class VideoPipeline(StableDiffusionBase):
     _scheduler_needs: Mapping[str, Any] = {}  # the reference leaves old schedulers as they are here
     _guidance_scale: float  # where neither the call nor the checkpoint names one
 
+    @takes_parts
     def __init__(self, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any) -> None:
-        self.take_parts(locals())
         config = self.image_processor.config
         self.video_processor = VaeImageProcessor(False, config.vae_scale_factor, config.vae_latent_channels)
 
