@@ -126,8 +126,6 @@ class Flags:
     local_rank: int = -1
     dry_run: bool = False
 
-    #: flags that the original has and that change nothing here
-    without_effect: ClassVar[tuple[str, ...]] = ("set_grads_to_none", "foreach_ema", "local_rank")
     #: flags that have no sensible default
     required: ClassVar[tuple[str, ...]] = ()
 

@@ -7,10 +7,10 @@ twice the batch.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from langevin.training import checkpoints, hub, optimisers, rates, report
+from langevin.training import checkpoints, hub, optimisers, rates, report, state
 from langevin.training.average import Average
 from langevin.training.data import Places, Some, Stream, collate, mixed, order
 from langevin.training.flags import BadFlags
+from langevin.training.machine import DTYPES, Signals, accelerator_for, checkpoint_activations, memory_used
 from langevin.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,6 @@ class Run:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.flags = recipe, recipe.flags
         self.folder = Path(self.flags.output_dir).expanduser()
-        self.told_to_stop: int | None = None
 
     def __call__(self) -> None:
         """Train, and write the result.
@@ -90,10 +90,10 @@ class Run:
             self.found = checkpoints.find(self.folder, flags.resume_from_checkpoint)
             if self.found is None:
                 logger.warning("there is no whole checkpoint in %s; the run begins anew", self.folder)
-        self.accelerator = accelerator = self._accelerator(trackers)
+        self.accelerator = accelerator = accelerator_for(flags, self.folder, trackers)
         self.first, self.seed = 0, self._seed()
         torch.manual_seed(mixed(self.seed, "weights") % 2**63)
-        recipe.device, recipe.dtype = accelerator.device, _DTYPES[accelerator.mixed_precision]
+        recipe.device, recipe.dtype = accelerator.device, DTYPES[accelerator.mixed_precision]
         rows = recipe.rows()
         self.rows, self.set_aside = self._split(rows)
         networks = dict(recipe.load())
@@ -111,35 +111,13 @@ class Run:
         self._tell(networks)
         recipe.prepare(rows)
         if self.found:
-            self._take_up(self.found)
+            state.take_up(self, self.found)
         self._steps()
         if flags.dry_run:
             return
         self._finish()
 
     # -- before the first step
-
-    def _accelerator(self, trackers: Sequence[str]) -> Any:
-        try:
-            from accelerate import Accelerator
-            from accelerate.utils import ProjectConfiguration
-        except ImportError:
-            raise BadFlags("training needs accelerate: pip install 'langevin[train]'") from None
-        flags = self.flags
-        precision = flags.mixed_precision
-        if flags.allow_tf32:
-            torch.backends.cuda.matmul.allow_tf32 = True
-        options = {
-            "gradient_accumulation_steps": flags.gradient_accumulation_steps,
-            "log_with": None if flags.dry_run else list(trackers) or None,
-            "project_config": ProjectConfiguration(
-                project_dir=str(self.folder), logging_dir=str(self.folder / flags.logging_dir)
-            ),
-        }
-        if precision == "fp16" and not _has_accelerator():
-            logger.warning("--mixed_precision=fp16 needs a GPU; on this CPU bf16 is used instead")
-            precision = "bf16"
-        return Accelerator(mixed_precision=precision, **options)
 
     def _seed(self) -> int:
         """The run's seed: the one given, a resumed run's own, or one drawn by lot, the same for all processes."""
@@ -165,7 +143,7 @@ class Run:
         for network in networks.values():
             network.train().to(accelerator.device)
             if flags.gradient_checkpointing:
-                _checkpoint_activations(network)
+                checkpoint_activations(network)
         self.averages: dict[str, Average] = (
             {name: self.recipe.average(network) for name, network in networks.items()} if flags.use_ema else {}
         )
@@ -213,7 +191,7 @@ class Run:
         bar = self._bar()
         batches = self._batches(self.first * plan.accumulation)
         began = time.perf_counter()
-        with self._heeding_signals():
+        with Signals() as self.signals:
             for step in range(self.first, plan.total):
                 began = time.perf_counter()
                 values = [self._micro(next(batches), step) for _ in range(plan.accumulation)]
@@ -228,7 +206,8 @@ class Run:
                     self._after(done, row)
         bar.close()
         if flags.dry_run:
-            self._tell_costs(time.perf_counter() - began)
+            whole = dataclasses.replace(plan, asked=flags.max_train_steps)
+            report.tell_costs(time.perf_counter() - began, memory_used(), whole.total, whole.pictures)
 
     def _batches(self, first: int) -> Iterator[dict[str, Any]]:
         flags, accelerator = self.flags, self.accelerator
@@ -285,7 +264,7 @@ class Run:
         stop = self._stop()
         due = flags.checkpointing_steps and (done % flags.checkpointing_steps == 0)
         if due or stop:
-            path = self._keep(done)
+            path = state.keep(self, done)
         if self.recipe.validates_at(done, plan.total, plan.per_epoch) and not stop:
             self._validate(done)
         if self.recipe.saves_at(done, plan.total, plan.per_epoch) and done < plan.total and not stop:
@@ -331,50 +310,6 @@ class Run:
         values = {name: value for name, value in row.items() if value is not None and name != "step"}
         self.accelerator.log(values, step=int(row["step"] or 0))
 
-    def _keep(self, done: int) -> Path:
-        """Write a checkpoint."""
-        accelerator, recipe = self.accelerator, self.recipe
-        path = checkpoints.partial(self.folder, done)
-        if accelerator.is_main_process:
-            checkpoints.begin(self.folder, done)
-        accelerator.wait_for_everyone()
-        with _own_files(self, path):
-            accelerator.save_state(str(path))
-        if accelerator.is_main_process:
-            for name, average in self.averages.items():
-                recipe.keep(name, average.network, path / f"{name}_ema")
-        accelerator.wait_for_everyone()
-        whole = self.folder / f"checkpoint-{done}"
-        if accelerator.is_main_process:
-            state = {
-                "seed": self.seed,
-                "averaged": {name: average.updates for name, average in self.averages.items()},
-                "pictures_per_step": self.plan.pictures,
-                "rows": self.plan.rows,
-                "flags": self.flags.record(),
-            }
-            whole = checkpoints.finish(self.folder, done, state, self.flags.checkpoints_total_limit)
-        accelerator.wait_for_everyone()
-        return whole
-
-    def _take_up(self, path: Path) -> None:
-        """Go on from a checkpoint."""
-        state = checkpoints.state_of(path)
-        if state["rows"] != self.plan.rows or state["pictures_per_step"] != self.plan.pictures:
-            logger.warning(
-                "%s was made with %s pictures, %s a step; now there are %s, %s a step: the run goes on, and is not "
-                "the one that it would have been",
-                path, state["rows"], state["pictures_per_step"], self.plan.rows, self.plan.pictures,
-            )  # fmt: skip
-        with _own_files(self, path):
-            self.accelerator.load_state(str(path))
-        for name, average in self.averages.items():
-            if not (path / f"{name}_ema").is_dir():
-                raise BadFlags(f"{path} has no average of {name}; resume without --use_ema, as it was begun")
-            self.recipe.take_up(name, average.network, path / f"{name}_ema")
-            average.updates = state["averaged"][name]
-        self.first = state["step"]
-
     def trained(self) -> dict[str, Any]:
         """The networks as they are to be used: the averages, where there are some."""
         unwrapped = {name: self.accelerator.unwrap_model(network) for name, network in self.networks.items()}
@@ -409,12 +344,9 @@ class Run:
 
     # -- signals, bars, costs
 
-    def _heeding_signals(self) -> Any:
-        return _Signals(self)
-
     def _stop(self) -> int | None:
         """The number of a signal that some process got."""
-        number = self.told_to_stop or 0
+        number = self.signals.told or 0
         if self.accelerator.num_processes > 1:
             told = torch.tensor(number, device=self.accelerator.device)
             number = int(self.accelerator.gather(told).max().item())
@@ -430,97 +362,6 @@ class Run:
             mininterval=0.5,
             disable=not self.accelerator.is_local_main_process,
         )
-
-    def _tell_costs(self, seconds: float) -> None:
-        """Time and memory of a whole run, from the second of two steps."""
-        whole = Plan(**{**vars(self.plan), "asked": self.flags.max_train_steps})
-        hours, minutes = divmod(round(seconds * whole.total / 60), 60)
-        if torch.cuda.is_available():
-            memory = torch.cuda.max_memory_allocated()
-        else:
-            import resource
-
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(
-            f"  a step took {seconds:.2f} s and {memory / 2**30:.1f} GiB; {whole.total:,} steps of {whole.pictures} "
-            f"pictures will take about {hours} h {minutes:02} min. Nothing was written.",
-            file=sys.stderr,
-        )
-
-
-_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
-
-
-def _has_accelerator() -> bool:
-    return torch.cuda.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available())
-
-
-def _checkpoint_activations(network: nn.Module) -> None:
-    method: Any = getattr(network, "enable_gradient_checkpointing", None) or getattr(
-        network, "gradient_checkpointing_enable", None
-    )
-    if method is None:
-        raise BadFlags(f"--gradient_checkpointing: {type(network).__name__} cannot do it")
-    method()
-
-
-class _Signals:
-    """While it lasts, SIGTERM and Ctrl-C are written down, so that a run can save before it ends. The second one ends
-    it at once.
-    """
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.before = run, {}  # type: ignore[var-annotated]
-
-    def __enter__(self) -> None:
-        def heed(number: int, frame: Any) -> None:
-            if self.run.told_to_stop is not None:
-                raise KeyboardInterrupt
-            self.run.told_to_stop = number
-            print("\nstopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr)
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self.before[number] = signal.signal(number, heed)
-            except ValueError:  # not in the main thread
-                return
-
-    def __exit__(self, *exception: Any) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
-class _own_files:
-    """Within it, accelerate writes and reads networks as their recipe does, not as one file of its own."""
-
-    def __init__(self, run: Run, path: Path) -> None:
-        self.run, self.path = run, path
-
-    def __enter__(self) -> None:
-        accelerator, recipe = self.run.accelerator, self.run.recipe
-        names = {id(accelerator.unwrap_model(network)): name for name, network in self.run.networks.items()}
-
-        def write(models: list, weights: list, folder: str) -> None:
-            for model in models:
-                name = names.get(id(accelerator.unwrap_model(model)))
-                if name is not None and accelerator.is_main_process:
-                    recipe.keep(name, accelerator.unwrap_model(model), Path(folder) / name)
-            weights.clear()
-
-        def read(models: list, folder: str) -> None:
-            while models:
-                model = models.pop()
-                name = names[id(accelerator.unwrap_model(model))]
-                recipe.take_up(name, accelerator.unwrap_model(model), Path(folder) / name)
-
-        self.hooks = [
-            accelerator.register_save_state_pre_hook(write),
-            accelerator.register_load_state_pre_hook(read),
-        ]
-
-    def __exit__(self, *exception: Any) -> None:
-        for hook in self.hooks:
-            hook.remove()
 
 
 def train(recipe: Recipe) -> None:

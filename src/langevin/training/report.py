@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,13 @@ def _save(path: Path, image: Image.Image) -> None:
     passing = path.with_name(f".{path.name}.partial")
     image.save(passing, "PNG")
     os.replace(passing, path)
+
+
+def tell_costs(seconds: float, memory: int, steps: int, pictures: int) -> None:
+    """Say what a whole run would take, from what a step of it took."""
+    hours, minutes = divmod(round(seconds * steps / 60), 60)
+    print(
+        f"  a step took {seconds:.2f} s and {memory / 2**30:.1f} GiB; {steps:,} steps of {pictures} pictures will take "
+        f"about {hours} h {minutes:02} min. Nothing was written.",
+        file=sys.stderr,
+    )
